@@ -1,0 +1,1 @@
+"""What every service shares: wire, pure policies, ports with their adapters, and the worker loop."""

@@ -1,0 +1,212 @@
+"""The one catalogue of options: `--kv-memory 2GiB`, `SPLITMESH_KV_MEMORY=2GiB`, or `kv-memory: 2GiB` in a file.
+
+Precedence: command line, environment, `--config` file, default. Whatever is unknown or malformed stops the start with
+one line that names the option. A service accepts only the options that concern it; `splitmesh up` accepts all.
+"""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shared.errors import ConfigError
+
+PREFIX = "SPLITMESH_"
+
+
+def size_bytes(text: str) -> int:
+    """ "512MiB", "2GB", "1073741824" → bytes."""
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    digits = text.strip().rstrip("BbIiKkMmGg")
+    unit = text.strip()[len(digits) :].upper()
+    unit = unit + "IB" if unit in ("K", "M", "G") else unit
+    return int(float(digits) * units[unit])
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError("must be at least 1")
+    return value
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise ValueError("must not be negative")
+    return value
+
+
+def _port(text: str) -> int:
+    if not 0 <= (value := int(text)) < 65536:
+        raise ValueError("must be between 0 and 65535")
+    return value
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text
+
+    parse.words = words  # type: ignore[attr-defined]
+    return parse
+
+
+ALL = ("up", "gateway", "router", "prompt_worker", "token_worker", "pool_manager")
+WORKERS = ("up", "prompt_worker", "token_worker")
+UP = ("up",)
+
+
+def option(
+    default: Any, text: str, parse: Callable[[str], Any] = str, services: tuple[str, ...] = ALL, many: bool = False
+) -> Any:
+    """A catalogue line. `many` options may be repeated on the command line and are comma-separated elsewhere."""
+    meta = {"help": text, "parse": parse, "services": services, "many": many}
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every option there is. `None` means "not given": the service chooses and says what it chose."""
+
+    model: str = option("smollm2-135m-instruct", "catalogue name, Hugging Face id or local directory")
+    served_model_name: str | None = option(None, "name in the API (default: the catalogue or directory name)")
+    redis_url: str | None = option(None, "redis://… (default of `up`: an embedded server)")
+    mesh_secret: str | None = option(None, "shared secret that authenticates links (default of `up`: a random one)")
+    bind: str = option("127.0.0.1", "address on which links and KV transports listen")
+    advertise: str | None = option(None, "address under which others reach this process (default: --bind)")
+    name: str | None = option(None, "name of this process in /mesh (default: service and a number)")
+    log_level: str = option("info", "debug, info, warning or error", _one_of("debug", "info", "warning", "error"))
+    log_format: str = option("text", "text or json", _one_of("text", "json"))
+    config: str | None = option(None, "YAML file with these options", services=UP)
+
+    prompt_workers: int = option(1, "workers whose home is the prompt pool", _count, UP)
+    token_workers: int = option(1, "workers whose home is the token pool", _count, UP)
+    mixed_workers: int = option(0, "workers that do both phases (colocated mode)", _count, UP)
+    routers: int = option(1, "routers", _positive, UP)
+
+    host: str = option("127.0.0.1", "address of the HTTP API", services=("up", "gateway"))
+    port: int = option(8000, "port of the HTTP API (0: any free one)", _port, ("up", "gateway"))
+    api_key: tuple[str, ...] = option((), "accepted bearer token; repeatable", services=("up", "gateway"), many=True)
+    request_timeout_s: float = option(600.0, "deadline of a request in seconds", float, ("up", "gateway"))
+
+    role: str | None = option(
+        None, "home pool of the worker", _one_of("prompt", "token", "mixed"), ("prompt_worker", "token_worker")
+    )
+    engine: str = option("hf", "hf (transformers), fake or paced", _one_of("hf", "fake", "paced"), WORKERS)
+    paced_model: str | None = option(
+        None, "cost model of the paced engine: prefill_ms=a,b,c decode_ms=a,b,c", services=WORKERS
+    )
+    device: str = option("auto", "auto, cpu or cuda", _one_of("auto", "cpu", "cuda"), WORKERS)
+    dtype: str = option("auto", "auto, float32 or bfloat16", _one_of("auto", "float32", "bfloat16"), WORKERS)
+    threads: int | None = option(
+        None, "compute threads of a worker (default: cores divided among workers)", _positive, WORKERS
+    )
+    max_model_len: int | None = option(
+        None, "longest prompt plus output in tokens (default: the model's)", _positive, WORKERS
+    )
+    max_num_seqs: int = option(64, "sequences decoded together", _positive, WORKERS)
+    max_num_batched_tokens: int = option(2048, "prompt tokens computed together", _positive, WORKERS)
+    kv_memory: int | None = option(
+        None, "KV cache per machine, divided among its workers, e.g. 2GiB", size_bytes, WORKERS
+    )
+    block_size: int = option(16, "tokens per KV block", _positive, WORKERS)
+    transport: str = option("auto", "auto, ucx or tcp", _one_of("auto", "ucx", "tcp"), WORKERS)
+    push: str = option("auto", "auto, layerwise or serialized", _one_of("auto", "layerwise", "serialized"), WORKERS)
+    push_threshold: int | None = option(
+        None, "prompt tokens from which KV is pushed layer by layer (default: measured at start)", _count, WORKERS
+    )
+
+
+def parse(
+    service: str, argv: Sequence[str], environ: Mapping[str, str] | None = None, *, prog: str | None = None
+) -> Settings:
+    """Settings of one service. Raises ConfigError; `--help` prints and exits 0."""
+    environ = os.environ if environ is None else environ
+    options = {f.name: f for f in dataclasses.fields(Settings) if service in f.metadata["services"]}
+    given = _from_command_line(service, argv, options, prog)
+    from_env = _from_environment(environ, options)
+    path = given.get("config", from_env.get("config"))
+    values = {**(_from_file(path, options) if path else {}), **from_env, **given}
+    return Settings(**values)
+
+
+def environment(settings: Settings, service: str) -> dict[str, str]:
+    """The environment that makes `python -m services.<service>` start with these settings (defaults left out)."""
+    result = {}
+    for f in dataclasses.fields(Settings):
+        value = getattr(settings, f.name)
+        if service in f.metadata["services"] and value != f.default:
+            result[PREFIX + f.name.upper()] = ",".join(value) if f.metadata["many"] else str(value)
+    return result
+
+
+def _from_command_line(
+    service: str, argv: Sequence[str], options: Mapping[str, "dataclasses.Field[Any]"], prog: str | None
+) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        prog=prog or f"python -m services.{service}", argument_default=argparse.SUPPRESS, exit_on_error=False,
+        allow_abbrev=False,
+    )  # fmt: skip
+    for name, f in options.items():
+        shown = f"{f.metadata['help']} (default: {f.default})" if f.default not in (None, ()) else f.metadata["help"]
+        parser.add_argument(
+            "--" + name.replace("_", "-"), dest=name, help=shown.replace("%", "%%"),
+            metavar=name.upper().rpartition("_")[2], action="append" if f.metadata["many"] else "store",
+        )  # fmt: skip
+    try:
+        known, unknown = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from error
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]}; see {parser.prog} --help")
+    return {
+        name: tuple(text)
+        if options[name].metadata["many"]
+        else _parsed("--" + name.replace("_", "-"), options[name], text)
+        for name, text in vars(known).items()
+    }
+
+
+def _from_environment(environ: Mapping[str, str], options: Mapping[str, "dataclasses.Field[Any]"]) -> dict[str, Any]:
+    everywhere = {f.name for f in dataclasses.fields(Settings)} | {"cache"}
+    values = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in everywhere:
+            raise ConfigError(f"unknown environment variable {variable}", param=variable)
+        if name in options:
+            values[name] = _parsed(variable, options[name], text)
+    return values
+
+
+def _from_file(path: str, options: Mapping[str, "dataclasses.Field[Any]"]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: expected a mapping of options")
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in options:
+            raise ConfigError(f"--config {path}: unknown option {key}")
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        values[name] = _parsed(f"{path}: {key}", options[name], text)
+    return values
+
+
+def _parsed(where: str, f: "dataclasses.Field[Any]", text: str) -> Any:
+    if f.metadata["many"]:
+        return tuple(part for part in text.split(",") if part)
+    try:
+        return f.metadata["parse"](text)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{where}: {text!r} is not valid: {error} ({f.metadata['help']})", param=where) from error

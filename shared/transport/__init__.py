@@ -1,0 +1,1 @@
+"""Bulk KV between two workers: the transport port with its UCX, TCP and in-memory adapters."""

@@ -1,0 +1,1 @@
+"""Everything that crosses a process boundary: messages, their encoding, and the streams they travel on. Pure."""

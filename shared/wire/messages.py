@@ -1,0 +1,323 @@
+"""All messages of the mesh: one tagged union of frozen dataclasses, grouped by the road they travel.
+
+Durations are seconds on the receiver's own clock; points in time never cross the wire. `attempt` counts how often the
+gateway has submitted a request; every receiver drops frames of an attempt that is not the newest it knows.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shared.ids import Address, EntryId, RequestId, ServiceId, WorkerId
+
+
+class Role(StrEnum):
+    """Home pool of a worker, commanded by the pool manager; also the pool it is observed in (Splitwise IV-A)."""
+
+    PROMPT = "prompt"
+    TOKEN = "token"
+    MIXED = "mixed"
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    LOST = "lost"
+
+
+class Finish(StrEnum):
+    STOP = "stop"  # an end-of-sequence token
+    LENGTH = "length"  # max_tokens or the context is used up
+
+
+class PushMode(StrEnum):
+    """How the KV of one request crosses (Splitwise IV-C)."""
+
+    LAYERWISE = "layerwise"
+    SERIALIZED = "serialized"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen. temperature 0 is greedy; top_k 0 and top_p 1 switch those filters off.
+
+    `seed` with (choice, position, token id) fixes the Gumbel noise, so any worker draws the same numbers.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    choice: int = 0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+
+
+# ---- broker streams -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """gateway → router: one attempt at a request. `token_ids` is the prompt followed by `emitted` tokens that earlier
+    attempts generated and the gateway received; sampling positions and limits count from the border between them."""
+
+    request_id: RequestId
+    attempt: int
+    token_ids: tuple[int, ...]
+    emitted: int
+    sampling: Sampling
+    time_left_s: float
+    waited_s: float  # since the request first arrived at the gateway: FCFS holds over attempts
+    gateway_id: ServiceId
+    reply_to: Address
+    model: str
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens whose KV must be computed before the next token can be sampled."""
+        return len(self.token_ids)
+
+    @property
+    def tokens_left(self) -> int:
+        return self.sampling.max_tokens - self.emitted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assigned:
+    """router → prompt worker's stream: compute this prompt, hand its KV to `token_worker` (may be the same worker)."""
+
+    request: Submitted
+    prompt_worker: WorkerId
+    token_worker: WorkerId
+    token_address: Address  # link address of the token worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """router → everyone, on `placements`: what Assigned says, without the tokens."""
+
+    request_id: RequestId
+    attempt: int
+    prompt_worker: WorkerId
+    token_worker: WorkerId
+    prompt_address: Address
+    token_address: Address
+    prompt_tokens: int
+    output_tokens: int  # upper bound: what is left of max_tokens
+    gateway_id: ServiceId
+    time_left_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unplaceable:
+    """router → everyone, on `placements`: no worker can ever or now take this attempt; the gateway decides."""
+
+    request_id: RequestId
+    attempt: int
+    gateway_id: ServiceId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """worker → everyone, on `reports`: its load as of the placement `covers`, and that it is alive.
+
+    queue_tokens: prompt tokens not yet prefilled, placements seen but not yet received included.
+    demand_blocks: KV blocks that placed, waiting and running requests are expected to need at their end.
+    """
+
+    worker_id: WorkerId
+    service: str
+    pid: int
+    role: Role
+    pool: Role
+    state: State
+    model: str
+    max_model_len: int
+    link_address: Address
+    covers: EntryId
+    queue_tokens: int
+    demand_blocks: int
+    running: int
+    waiting: int
+    block_size: int
+    kv_blocks_total: int
+    kv_blocks_used: int
+    kv_blocks_cached: int
+    kv_blocks_leaked: int
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    transport: str
+    transport_bandwidth_gb_s: float
+    transport_latency_ms: float
+    loop_lag_p99_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceReport:
+    """gateway, router, pool manager → everyone, on `reports`: that it is alive, and how it is."""
+
+    service_id: ServiceId
+    service: str
+    pid: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost:
+    """pool manager → everyone, on `reports`: this incarnation is silent while others speak, or said goodbye."""
+
+    worker_id: WorkerId
+    reason: str
+
+
+# ---- links: worker → gateway ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Tokens of one request: `token_ids[0]` is output token `position`. `finish` ends the request."""
+
+    request_id: RequestId
+    attempt: int
+    position: int
+    token_ids: tuple[int, ...]
+    finish: Finish | None = None
+    stage: "StageTimes | None" = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTimes:
+    """What a worker measured of one request, in seconds; sent with the first token and with the last."""
+
+    worker_id: WorkerId
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """One frame per step and gateway: the new tokens of all requests that this gateway owns here."""
+
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOff:
+    """prompt worker → gateway: this request's KV has arrived and was acknowledged. For timeline and metrics.
+
+    exposed_s: from the last layer computed to the acknowledgement, on the prompt worker's clock.
+    """
+
+    request_id: RequestId
+    attempt: int
+    mode: PushMode
+    transport: str
+    kv_bytes: int
+    transfer_s: float
+    exposed_s: float
+    resent_layers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """worker → gateway: this attempt ends here. `retryable` invites the gateway to submit the next attempt."""
+
+    request_id: RequestId
+    attempt: int
+    retryable: bool
+    code: str
+    message: str
+
+
+# ---- links: gateway → worker ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Stop this attempt and every older one, in whatever phase; a tombstone covers ids not seen yet."""
+
+    request_id: RequestId
+    attempt: int
+
+
+# ---- links: prompt worker ↔ token worker ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """prompt → token: this request is being prefilled; grant KV blocks for it. The token worker takes every size from
+    the request and its own model, none from the sender. `transfer_id` (48 random bits) prefixes all its tags."""
+
+    request: Submitted
+    transfer_id: int
+    kv_address: bytes
+    mode: PushMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """token → prompt: blocks are reserved and receives are posted under `transfer_id`; push."""
+
+    request_id: RequestId
+    attempt: int
+    transfer_id: int
+    kv_address: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """token → prompt: this hand-off will not happen here (too large, draining, unknown to me)."""
+
+    request_id: RequestId
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvComplete:
+    """prompt → token: every layer was pushed. `checksums[i]` is the xxh3-64 of layer i as it left; `first_token` is
+    output token number `request.emitted`, sampled by the prompt worker."""
+
+    request_id: RequestId
+    attempt: int
+    transfer_id: int
+    checksums: tuple[int, ...]
+    first_token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvAccepted:
+    """token → prompt: all layers are here, bit for bit; the prompt worker frees its blocks."""
+
+    request_id: RequestId
+    attempt: int
+    transfer_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvDamaged:
+    """token → prompt: these layers arrived with another checksum; push them again under `transfer_id` (a new one)."""
+
+    request_id: RequestId
+    attempt: int
+    transfer_id: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """prompt → token: forget this reservation (the request ended, was cancelled, or decodes elsewhere)."""
+
+    request_id: RequestId
+    attempt: int
+
+
+StreamMessage = Submitted | Assigned | Placed | Unplaceable | WorkerReport | ServiceReport | WorkerLost
+LinkMessage = (
+    Tokens | HandedOff | Failed | Cancel | Reserve | Granted | Refused | KvComplete | KvAccepted | KvDamaged | Release
+)
+Message = StreamMessage | LinkMessage
