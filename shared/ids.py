@@ -12,3 +12,6 @@ ServiceId = NewType("ServiceId", str)
 Address = NewType("Address", str)  # "host:port" of a process's link server
 EntryId = NewType("EntryId", str)  # id of an entry in a broker stream, "milliseconds-sequence"
 StreamName = NewType("StreamName", str)
+
+# One attempt at a request: what owns KV blocks and transfers, so that a newer attempt never meets an older one's.
+Attempt = tuple[RequestId, int]

@@ -7,7 +7,7 @@ gateway has submitted a request; every receiver drops frames of an attempt that 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shared.ids import Address, EntryId, RequestId, ServiceId, WorkerId
+from shared.ids import Address, Attempt, EntryId, RequestId, ServiceId, WorkerId
 
 
 class Role(StrEnum):
@@ -73,6 +73,10 @@ class Submitted:
     gateway_id: ServiceId
     reply_to: Address
     model: str
+
+    @property
+    def key(self) -> Attempt:
+        return self.request_id, self.attempt
 
     @property
     def prompt_tokens(self) -> int:
@@ -279,8 +283,8 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvComplete:
-    """prompt → token: every layer was pushed. `checksums[i]` is the xxh3-64 of layer i as it left; `first_token` is
-    output token number `request.emitted`, sampled by the prompt worker."""
+    """prompt → token: every slice was pushed. `checksums[i]` is the xxh3-64 of slice i (a layer; of a small prompt all
+    layers) as it left; `first_token` is output token number `request.emitted`, sampled by the prompt worker."""
 
     request_id: RequestId
     attempt: int
@@ -300,12 +304,12 @@ class KvAccepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvDamaged:
-    """token → prompt: these layers arrived with another checksum; push them again under `transfer_id` (a new one)."""
+    """token → prompt: these slices arrived with another checksum; push them again under `transfer_id` (a new one)."""
 
     request_id: RequestId
     attempt: int
     transfer_id: int
-    layers: tuple[int, ...]
+    slices: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

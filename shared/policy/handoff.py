@@ -1,0 +1,218 @@
+"""The KV hand-off between prompt and token worker, as two pure deciders: events in, commands out.
+
+    prompt side                                   token side
+    PrefillStarted ── Reserve ──────────────────▶ queue FCFS for blocks
+                   ◀───────────────── Granted ─── blocks reserved, receives posted
+    SliceReady i   ── Push i ═══════════════════▶ SliceArrived i (imported into its pages)
+    FirstToken     ── KvComplete ───────────────▶ all slices here and checksums equal?
+                   ◀────── KvAccepted, or KvDamaged (push those slices again under a new transfer id)
+    blocks freed                                  decode
+
+Ownership of blocks:  prompt side  from prefill until KvAccepted (or until nobody wants the request)
+                      token side   from Granted until the request ends there
+
+The wire messages are the events; the few local ones are below. Every state has a bound in time: a request that is not
+granted within `grant_wait_s` after its prefill decodes where it lies; a transfer that stands still is given up.
+"""
+
+from dataclasses import dataclass
+
+from shared.ids import Address, Attempt
+from shared.wire.messages import (
+    Granted,
+    KvAccepted,
+    KvComplete,
+    KvDamaged,
+    LinkMessage,
+    PushMode,
+    Refused,
+    Release,
+    Submitted,
+)
+
+GRANT_WAIT_S = 5.0
+IDLE_S = 60.0  # no slice for so long while the prompt is still being computed
+TRANSFER_BASE_S = 2.0
+TRANSFER_BYTES_PER_S = 50e6  # slowest link that is waited for, once every slice has left
+MAX_DAMAGED = 2  # times that damaged slices are pushed again before the hand-off is given up
+
+
+def transfer_deadline_s(size_bytes: int) -> float:
+    return TRANSFER_BASE_S + size_bytes / TRANSFER_BYTES_PER_S
+
+
+# ---- local events ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillStarted:
+    request: Submitted
+    peer: Address
+    transfer_id: int
+    mode: PushMode
+    slices: int
+    size_bytes: int
+    kv_address: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceReady:
+    """The KV of slice `index` lies in the prompt worker's pages."""
+
+    key: Attempt
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlicePushed:
+    """The slice has been handed to the transport; `checksum` is that of the bytes as they left the pages."""
+
+    key: Attempt
+    transfer_id: int
+    index: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstToken:
+    """Prefill is done. `last`: the request ends with this token, nothing needs to arrive."""
+
+    key: Attempt
+    token: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivesPosted:
+    key: Attempt
+    transfer_id: int
+    kv_address: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceArrived:
+    key: Attempt
+    transfer_id: int
+    index: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferFailed:
+    """The transport's endpoint to this peer broke while the transfer used it."""
+
+    key: Attempt
+    transfer_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerGone:
+    peer: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    key: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticked:
+    """Time passed; also sent when blocks became free."""
+
+
+def key_of(event: "Keyed | HandoffMessage") -> Attempt:
+    """The attempt that an event is about."""
+    match event:
+        case Granted() | Refused() | KvAccepted() | KvDamaged() | KvComplete() | Release():
+            return event.request_id, event.attempt
+        case _:
+            return event.key
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    peer: Address
+    message: LinkMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Push:
+    key: Attempt
+    transfer_id: int
+    kv_address: bytes
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fill:
+    """Send anything of the right size in place of these slices: nobody wants them any more, but their receives are
+    posted, and a posted receive ends in no other way."""
+
+    request: Submitted
+    transfer_id: int
+    kv_address: bytes
+    mode: PushMode
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostReceives:
+    """Post receives for these slices under a transfer id, then answer with ReceivesPosted."""
+
+    request: Submitted
+    transfer_id: int
+    kv_address: bytes
+    mode: PushMode
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseEndpoint:
+    """Fail everything under way with this peer: a transfer missed its deadline and may still write somewhere."""
+
+    kv_address: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandOffDone:
+    """The token worker has it all: free the blocks, tell the gateway what it took."""
+
+    key: Attempt
+    mode: PushMode
+    size_bytes: int
+    transfer_s: float
+    exposed_s: float  # from the first token (all layers computed) to the acknowledgement
+    resent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeHere:
+    """The hand-off will not happen, the KV is still here: go on on this worker."""
+
+    key: Attempt
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admit:
+    """Every slice lies intact in the blocks of this request: decode it."""
+
+    request: Submitted
+    first_token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """Free what the attempt holds; the gateway is told `failure` (and may submit again), if there is one."""
+
+    request: Submitted
+    failure: str | None
+
+
+Keyed = SliceReady | SlicePushed | FirstToken | ReceivesPosted | SliceArrived | TransferFailed | Cancelled
+HandoffMessage = Granted | Refused | KvAccepted | KvDamaged | KvComplete | Release
+Command = Send | Push | Fill | PostReceives | CloseEndpoint | HandOffDone | DecodeHere | Admit | Forget
