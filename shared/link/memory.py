@@ -176,7 +176,7 @@ class MemoryLinks:
         self._peers.add(peer)
         self._released.discard(peer)
         if not self._network.reach(self._address, peer):
-            self.lose(peer, "connection refused")
+            asyncio.get_running_loop().call_soon(self.lose, peer, "connection refused")
             return False
         return True
 

@@ -291,7 +291,7 @@ class TcpLinks:
             self._lose(link, f"silent for {now - link.heard_at:.1f} s")
         elif link.released and link.idle:
             self._forget(link)
-        elif link.connection is not None:
+        elif link.connection is not None and not self._closing:
             link.connection.write(PING)
 
     def _handshake(self, *, dialled: Address | None = None) -> Handshake:
