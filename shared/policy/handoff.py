@@ -141,9 +141,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Push:
-    key: Attempt
+    request: Submitted
     transfer_id: int
     kv_address: bytes
+    mode: PushMode
     index: int
 
 

@@ -151,9 +151,10 @@ class PromptSide:
         out.pushed.update(waiting)
         for index in waiting:
             yield h.Push(
-                key=out.request.key,
+                request=out.request,
                 transfer_id=out.transfer_id,
                 kv_address=out.granted_by,
+                mode=out.mode,
                 index=index,
             )
 

@@ -223,7 +223,7 @@ class HandedOff:
     kv_bytes: int
     transfer_s: float
     exposed_s: float
-    resent_layers: int
+    resent_slices: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

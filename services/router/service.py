@@ -1,0 +1,107 @@
+"""One of several routers in a consumer group: takes a submission, places it, forwards it. It keeps no requests."""
+
+import asyncio
+from dataclasses import replace
+
+import structlog
+
+from shared.broker.port import Broker, Entry
+from shared.clock import Clock
+from shared.errors import Transient
+from shared.ids import EntryId, ServiceId, StreamName
+from shared.policy.routing import Placement, place
+from shared.policy.view import View
+from shared.runtime.presence import Presence, follow
+from shared.runtime.supervise import Supervisor
+from shared.wire.messages import Assigned, Placed, State, StreamMessage, Submitted, Unplaceable
+from shared.wire.streams import PLACEMENTS, REPORTS, ROUTERS, SUBMITTED, worker_stream
+
+log = structlog.get_logger()
+
+START = {PLACEMENTS: EntryId("0-0"), REPORTS: EntryId("0-0")}
+WAIT_S = 1.0
+RETRY_S = 0.2
+
+
+class Router:
+    def __init__(self, *, router_id: ServiceId, broker: Broker, clock: Clock) -> None:
+        self._id = router_id
+        self._broker = broker
+        self._clock = clock
+        self._view = View()
+        self._presence = Presence(broker, router_id, "router")
+
+    async def run(self, supervisor: Supervisor) -> None:
+        """Route until stopping. An entry taken and not forwarded stays pending; another router takes it over."""
+        tasks = [
+            supervisor.spawn(follow(self._broker, START, self._on_entry), name="view"),
+            supervisor.spawn(self._route_for_ever(supervisor), name="route"),
+            supervisor.spawn(self._presence.run(), name="presence"),
+        ]
+        await supervisor.stopping.wait()
+        await tasks[1]
+        for task in tasks:
+            task.cancel()
+        await self._presence.say(State.LOST)
+
+    async def _route_for_ever(self, supervisor: Supervisor) -> None:
+        while not supervisor.stopping.is_set():
+            try:
+                entries = await self._broker.consume(SUBMITTED, ROUTERS, self._id, wait_s=WAIT_S)
+                for entry in entries:
+                    await self._route(entry)
+            except Transient as error:
+                log.warning("broker out of reach", reason=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def _route(self, entry: Entry) -> None:
+        assert isinstance(entry.message, Submitted), "only submissions travel on this stream"
+        waited_s = entry.waited_s
+        request = replace(
+            entry.message,
+            waited_s=entry.message.waited_s + waited_s,
+            time_left_s=entry.message.time_left_s - waited_s,
+        )
+        choice = place(self._view, request, self._clock.now())
+        if isinstance(choice, str):
+            await self._broker.forward(entry, ROUTERS, [(PLACEMENTS, _unplaceable(request, choice))])
+            return
+        placed = _placed(request, choice)
+        assigned = Assigned(
+            request=request,
+            prompt_worker=placed.prompt_worker,
+            token_worker=placed.token_worker,
+            token_address=placed.token_address,
+        )
+        outgoing: list[tuple[StreamName, StreamMessage]] = [
+            (worker_stream(placed.prompt_worker), assigned),
+            (PLACEMENTS, placed),
+        ]
+        self._view.foresee(placed)
+        if not await self._broker.forward(entry, ROUTERS, outgoing):
+            self._view.retract(placed)
+
+    def _on_entry(self, entry: Entry) -> None:
+        """Keep the load view: every placement and every report, in order."""
+        self._view.apply(entry.message, entry.entry_id, self._clock.now() - entry.waited_s)
+
+
+def _placed(request: Submitted, choice: Placement) -> Placed:
+    return Placed(
+        request_id=request.request_id,
+        attempt=request.attempt,
+        prompt_worker=choice.prompt.worker_id,
+        token_worker=choice.token.worker_id,
+        prompt_address=choice.prompt.report.link_address,
+        token_address=choice.token.report.link_address,
+        prompt_tokens=request.prompt_tokens,
+        output_tokens=request.tokens_left,
+        gateway_id=request.gateway_id,
+        time_left_s=request.time_left_s,
+    )
+
+
+def _unplaceable(request: Submitted, reason: str) -> Unplaceable:
+    return Unplaceable(
+        request_id=request.request_id, attempt=request.attempt, gateway_id=request.gateway_id, reason=reason
+    )

@@ -1,0 +1,91 @@
+"""What a worker tells the others of itself: its load as of a placement, its speeds, its memory, its event loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+
+from shared.clock import Clock
+from shared.ids import Attempt, EntryId, WorkerId
+from shared.kv.blocks import blocks_for
+from shared.policy.view import EXPECTED_OUTPUT_TOKENS, expected_blocks
+from shared.wire.messages import Placed, Submitted
+
+COMING_LIMIT = 10_000
+
+
+class Coming:
+    """Placements that name this worker and whose request has not arrived yet: load that is on its way."""
+
+    def __init__(self, worker_id: WorkerId) -> None:
+        self._worker_id = worker_id
+        self._placed: dict[Attempt, tuple[float, Placed]] = {}
+        self.covers = EntryId("0-0")
+
+    def see(self, placed: Placed, entry_id: EntryId, now: float) -> None:
+        """Take note of a placement; an older attempt of the same request is not coming any more."""
+        self.covers = entry_id
+        for key in [k for k in self._placed if k[0] == placed.request_id and k[1] < placed.attempt]:
+            del self._placed[key]
+        if self._worker_id in (placed.prompt_worker, placed.token_worker) and len(self._placed) < COMING_LIMIT:
+            self._placed[placed.request_id, placed.attempt] = (now + placed.time_left_s, placed)
+
+    def arrived(self, key: Attempt) -> None:
+        self._placed.pop(key, None)
+
+    def expire(self, now: float) -> None:
+        self._placed = {key: (until, p) for key, (until, p) in self._placed.items() if now < until}
+
+    def lose(self, worker_id: WorkerId) -> None:
+        """What a dead prompt worker was to hand over will not come."""
+        self._placed = {key: (u, p) for key, (u, p) in self._placed.items() if p.prompt_worker != worker_id}
+
+    def prompt_tokens(self) -> int:
+        return sum(p.prompt_tokens for _, p in self._placed.values() if p.prompt_worker == self._worker_id)
+
+    def blocks(self, block_size: int) -> int:
+        mine = (p for _, p in self._placed.values() if p.token_worker == self._worker_id)
+        return sum(expected_blocks(p, block_size) for p in mine)
+
+    def phases(self) -> tuple[bool, bool]:
+        """(a prompt is coming, a decode is coming)"""
+        placed = [p for _, p in self._placed.values()]
+        return (
+            any(p.prompt_worker == self._worker_id for p in placed),
+            any(p.token_worker == self._worker_id for p in placed),
+        )
+
+
+def blocks_at_end(requests: Iterable[Submitted], block_size: int) -> int:
+    """KV blocks that these requests are expected to hold when they end here."""
+    return sum(blocks_for(r.prompt_tokens + min(r.tokens_left, EXPECTED_OUTPUT_TOKENS), block_size) for r in requests)
+
+
+class Speed:
+    """Tokens per second, smoothed over steps; starts at a guess so that nobody divides by zero."""
+
+    def __init__(self, guess: float) -> None:
+        self.tokens_per_s = guess
+
+    def measured(self, tokens: int, seconds: float) -> None:
+        if tokens and seconds > 0:
+            self.tokens_per_s += 0.2 * (tokens / seconds - self.tokens_per_s)
+
+
+class LoopLag:
+    """How late the event loop wakes sleepers: P99 over the last minute, in seconds."""
+
+    EVERY_S = 0.25
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lags: deque[float] = deque(maxlen=240)
+
+    async def run(self) -> None:
+        while True:
+            before = self._clock.now()
+            await asyncio.sleep(self.EVERY_S)
+            self._lags.append(max(0.0, self._clock.now() - before - self.EVERY_S))
+
+    @property
+    def p99_s(self) -> float:
+        return sorted(self._lags)[int(0.99 * (len(self._lags) - 1))] if self._lags else 0.0

@@ -1,0 +1,301 @@
+"""A worker: takes prompts from its stream and KV from its peers, computes, and sends tokens to the gateways.
+
+    intake ─▶ Batcher ─▶ engine step ─▶ tokens to gateways
+                 ▲            │ layers
+                 │            ▼
+      TokenSide ◀═ KV ═ PromptSide        (both deciders; Transfers moves the bytes)
+
+This module holds the state and reacts to what comes in; shared.worker.compute is the loop in the middle. Everything
+runs on the event loop; only `EngineThread` computes elsewhere. A sequence whose request has ended while a step
+computes it keeps its blocks until that step is over.
+"""
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+import structlog
+
+from shared.broker.port import Broker
+from shared.clock import Clock
+from shared.engine.port import Engine
+from shared.ids import Address, Attempt, RequestId
+from shared.kv.blocks import BlockAllocator
+from shared.kv.layout import KvShape
+from shared.link.port import Links
+from shared.policy import handoff as h
+from shared.policy.batching import Batcher
+from shared.policy.prompt_side import Event as PromptEvent
+from shared.policy.prompt_side import PromptSide
+from shared.policy.sequence import Sequence
+from shared.policy.token_side import Event as TokenEvent
+from shared.policy.token_side import Reserved, TokenSide
+from shared.tasks import Spawn
+from shared.transport.port import Transport
+from shared.wire.messages import Assigned, Cancel, Failed, HandedOff, Reserve, State, Submitted
+from shared.worker.engine_thread import EngineThread
+from shared.worker.load import Coming, Speed
+from shared.worker.options import PROMPT_SHARE, WorkerOptions
+from shared.worker.outbox import Outbox
+from shared.worker.transfers import Transfers
+
+log = structlog.get_logger()
+
+TOMBSTONES = 10_000
+
+
+class Worker:
+    """State and reactions of one worker; `intake` feeds it, shared.worker.service starts and ends it."""
+
+    def __init__(
+        self,
+        *,
+        options: WorkerOptions,
+        engine: Engine,
+        broker: Broker,
+        links: Links,
+        transport: Transport,
+        clock: Clock,
+        spawn: Spawn,
+    ) -> None:
+        facts = engine.facts
+        self.options = options
+        self.facts = facts
+        self.links = links
+        self.broker = broker
+        self.transport = transport
+        self.clock = clock
+        self.state = State.STARTING
+        self.shape = KvShape(layers=facts.layers, kv_heads=facts.kv_heads, kv_bytes_per_token=facts.kv_bytes_per_token)
+        self.blocks = BlockAllocator(facts.kv_blocks, facts.block_size)
+        self.batcher = Batcher(
+            self.blocks,
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            prompt_blocks=int(PROMPT_SHARE * facts.kv_blocks),
+        )
+        self.prompt_side = PromptSide()
+        self.token_side = TokenSide(
+            self.blocks, self.shape, max_model_len=facts.max_model_len, fresh_transfer_id=random_transfer_ids()
+        )
+        self.transfers = Transfers(
+            engine=engine,
+            transport=transport,
+            blocks=self.blocks,
+            shape=self.shape,
+            feed=self._on_transfer,
+            expects=self.token_side.expects,
+            spawn=spawn,
+        )
+        self.coming = Coming(options.worker_id)
+        self.sequences: dict[Attempt, Sequence] = {}
+        self.prefill_speed = Speed(1000.0)
+        self.decode_speed = Speed(100.0)
+        self.engine_thread = EngineThread(engine)
+        self.outbox = Outbox(links)
+        self._tombstones: OrderedDict[RequestId, int] = OrderedDict()
+        self.in_step: tuple[Sequence, ...] = ()
+        self.wake = asyncio.Event()
+
+    # ---- what comes in ----------------------------------------------------------------------------------------------
+
+    def on_assigned(self, assigned: Assigned, waited_s: float) -> None:
+        """A prompt for this worker. A second delivery, or an attempt that is over already, changes nothing."""
+        request = assigned.request
+        self.coming.arrived(request.key)
+        if request.key in self.sequences or self._tombstones.get(request.request_id, 0) >= request.attempt:
+            return
+        if self.state is State.DRAINING:
+            self.report_failure(request, "worker_draining", "this worker is shutting down")
+            return
+        self._end_older(request)
+        now = self.clock.now()
+        here = assigned.token_worker == self.options.worker_id or request.tokens_left <= 1
+        sequence = Sequence(
+            request=request,
+            arrived_at=now - request.waited_s - waited_s,
+            token_worker=None if here else assigned.token_address,
+            received_at=now,
+        )
+        self.sequences[request.key] = sequence
+        self.batcher.enqueue(sequence)
+        self.links.watch(request.reply_to)
+        self.wake.set()
+
+    def on_cancel(self, cancel: Cancel) -> None:
+        """End this attempt and older ones; attempts not seen yet are refused when they come."""
+        newest = max(cancel.attempt, self._tombstones.get(cancel.request_id, 0))
+        self._tombstones[cancel.request_id] = newest
+        self._tombstones.move_to_end(cancel.request_id)
+        if len(self._tombstones) > TOMBSTONES:
+            self._tombstones.popitem(last=False)
+        for attempt in range(1, cancel.attempt + 1):
+            self.coming.arrived((cancel.request_id, attempt))
+            self.cancel((cancel.request_id, attempt))
+
+    def on_reserve(self, peer: Address, reserve: Reserve) -> None:
+        request = reserve.request
+        self.coming.arrived(request.key)
+        if self._tombstones.get(request.request_id, 0) >= request.attempt or request.key in self.sequences:
+            return
+        self._end_older(request)
+        self.links.watch(request.reply_to)
+        self.feed_token(Reserved(peer=peer, reserve=reserve))
+
+    def on_peer_lost(self, peer: Address) -> None:
+        """A gateway's requests have nobody to go to; a worker's hand-offs will not end."""
+        owned = [s.request for s in self.sequences.values()] + self.token_side.requests()
+        for request in [r for r in owned if r.reply_to == peer]:
+            self.cancel(request.key)
+        self.feed_prompt(h.PeerGone(peer=peer))
+        self.feed_token(h.PeerGone(peer=peer))
+
+    def tick(self) -> None:
+        self.coming.expire(self.clock.now())
+        self.feed_prompt(h.Ticked())
+        self.feed_token(h.Ticked())
+
+    # ---- the two deciders -------------------------------------------------------------------------------------------
+
+    def feed_prompt(self, event: PromptEvent) -> None:
+        self._carry_out(self.prompt_side.handle(event, self.clock.now()))
+
+    def feed_token(self, event: TokenEvent) -> None:
+        self.token_side.granting = all(s.sampled == 0 for s in self.batcher.waiting)
+        self._carry_out(self.token_side.handle(event, self.clock.now()))
+
+    def _on_transfer(self, event: h.SlicePushed | h.SliceArrived | h.ReceivesPosted | h.TransferFailed) -> None:
+        match event:
+            case h.SlicePushed():
+                self.feed_prompt(event)
+            case h.SliceArrived() | h.ReceivesPosted():
+                self.feed_token(event)
+            case h.TransferFailed():
+                self.feed_prompt(event)
+                self.feed_token(event)
+
+    def _carry_out(self, commands: Iterable[h.Command]) -> None:
+        for command in commands:
+            match command:
+                case h.Send():
+                    self.links.send(command.peer, command.message)
+                case h.Push() | h.Fill() | h.PostReceives():
+                    self.transfers.start(command)
+                case h.CloseEndpoint():
+                    self.transfers.close_endpoint(command.kv_address)
+                case h.HandOffDone():
+                    self._handed_off(command)
+                case h.DecodeHere():
+                    self._decode_here(command)
+                case h.Admit():
+                    self._admit(command)
+                case h.Forget():
+                    if command.failure is not None:
+                        self.report_failure(command.request, "handoff_failed", command.failure)
+                    self.end(command.request.key)
+
+    def _handed_off(self, done: h.HandOffDone) -> None:
+        sequence = self.sequences[done.key]
+        request = sequence.request
+        self.links.send(
+            request.reply_to,
+            HandedOff(
+                request_id=request.request_id,
+                attempt=request.attempt,
+                mode=done.mode,
+                transport=self.transport.kind,
+                kv_bytes=done.size_bytes,
+                transfer_s=done.transfer_s,
+                exposed_s=done.exposed_s,
+                resent_slices=done.resent,
+            ),
+        )
+        self.end(done.key)
+
+    def _decode_here(self, command: h.DecodeHere) -> None:
+        sequence = self.sequences[command.key]
+        log.info("decoding where the prompt lies", request_id=sequence.request.request_id, reason=command.reason)
+        sequence.token_worker = None
+        if sequence.sampled and not sequence.cancelled:
+            self.batcher.admit(sequence)
+            self.wake.set()
+
+    def _admit(self, command: h.Admit) -> None:
+        request = command.request
+        now = self.clock.now()
+        sequence = Sequence(
+            request=request,
+            arrived_at=now - request.waited_s,
+            token_worker=None,
+            tokens=[*request.token_ids, command.first_token],
+            computed=request.prompt_tokens,
+            received_at=now,
+            prefill_ended_at=now,
+        )
+        self.sequences[request.key] = sequence
+        self.batcher.admit(sequence)
+        self.wake.set()
+
+    # ---- ends -------------------------------------------------------------------------------------------------------
+
+    def _end_older(self, request: Submitted) -> None:
+        for attempt in range(1, request.attempt):
+            self.cancel((request.request_id, attempt))
+
+    def cancel(self, key: Attempt) -> None:
+        self.feed_token(h.Cancelled(key=key))
+        self.feed_prompt(h.Cancelled(key=key))
+        self.end(key)
+
+    def end(self, key: Attempt) -> None:
+        """Take the sequence out and free its blocks; if a step computes it right now, when that step is over."""
+        sequence = self.sequences.get(key)
+        if sequence is None:
+            return
+        self.batcher.remove(key)
+        if sequence in self.in_step:
+            sequence.cancelled = True
+            return
+        del self.sequences[key]
+        if self.blocks.release(key):
+            self.feed_token(h.Ticked())
+        self.wake.set()
+
+    def report_failure(self, request: Submitted, code: str, message: str) -> None:
+        self.links.send(
+            request.reply_to,
+            Failed(request_id=request.request_id, attempt=request.attempt, retryable=True, code=code, message=message),
+        )
+
+    def fail_everything(self, code: str, message: str) -> None:
+        """Give every request back to its gateway, which submits it elsewhere."""
+        for request in [*(s.request for s in self.sequences.values()), *self.token_side.requests()]:
+            self.report_failure(request, code, message)
+            self.cancel(request.key)
+
+    @property
+    def prefilling_tokens(self) -> int:
+        """Prompt tokens in the step that runs now."""
+        return sum(s.pending_tokens for s in self.in_step if s.pending_tokens > 1)
+
+    @property
+    def idle(self) -> bool:
+        return not self.sequences and not len(self.token_side)
+
+    def close(self) -> None:
+        self.engine_thread.close()
+
+    def check(self) -> None:
+        """Every block is owned by a live request; queues, deciders and allocator agree."""
+        self.blocks.check()
+        self.batcher.check()
+        self.prompt_side.check()
+        self.token_side.check()
+        live = [*self.sequences, *(r.key for r in self.token_side.requests())]
+        assert self.blocks.leaked(live) == 0, "blocks without a request"
+
+
+def random_transfer_ids() -> Iterator[int]:
+    while True:
+        yield secrets.randbelow((1 << 48) - 1) + 1

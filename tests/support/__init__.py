@@ -1,0 +1,1 @@
+"""What tests share: samples of messages, a whole mesh in one process."""

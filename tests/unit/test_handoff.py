@@ -1,0 +1,315 @@
+"""The KV hand-off as a whole: both deciders joined by a network that a test drives step by step.
+
+Roads keep their order (a link is FIFO), but between roads anything may happen in any order; slices arrive in any order.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.ids import Address, Attempt
+from shared.kv.blocks import BlockAllocator
+from shared.kv.layout import KvShape, cut
+from shared.policy import handoff as h
+from shared.policy.prompt_side import PromptSide
+from shared.policy.token_side import Reserved, TokenSide
+from shared.wire.messages import PushMode, Reserve, Submitted
+from tests.support.samples import submitted
+
+P, T = Address("prompt:1"), Address("token:1")
+SHAPE = KvShape(layers=3, kv_heads=2, kv_bytes_per_token=64)
+
+
+class Pair:
+    """A prompt and a token worker without engines: a slice's bytes are its checksum."""
+
+    def __init__(self, blocks: int = 100) -> None:
+        self.now = 0.0
+        self.prompt = PromptSide()
+        self.allocator = BlockAllocator(blocks, 16)
+        self.token = TokenSide(self.allocator, SHAPE, max_model_len=1000, fresh_transfer_id=itertools.count(1000))
+        self.to_token: deque[object] = deque()
+        self.to_prompt: deque[object] = deque()
+        self.posted: dict[tuple[int, int], Attempt] = {}
+        self.sent: dict[tuple[int, int], int] = {}
+        self.to_post: deque[h.PostReceives] = deque()
+        self.computing: dict[Attempt, deque[Callable[[], None]]] = {}
+        self.admitted: list[Attempt] = []
+        self.local: list[Attempt] = []
+        self.done: list[h.HandOffDone] = []
+        self.forgotten: list[h.Forget] = []
+        self.flip: set[int] = set()  # slice indices whose next transfer is damaged
+        self.closed = False
+
+    # ---- what a test does ----
+
+    def start(self, request: Submitted, mode: PushMode = PushMode.LAYERWISE, *, last: bool = False) -> None:
+        slices = cut(mode, request.prompt_tokens, SHAPE)
+        event = h.PrefillStarted(
+            request=request,
+            peer=T,
+            transfer_id=100 + len(self.computing),
+            mode=mode,
+            slices=len(slices),
+            size_bytes=sum(s.size_bytes(SHAPE) for s in slices),
+            kv_address=b"P",
+        )
+        self.feed_prompt(event)
+        steps = [h.SliceReady(key=request.key, index=i) for i in range(len(slices))]
+        ready: list[Callable[[], None]] = [lambda e=e: self.feed_prompt(e) for e in steps]  # type: ignore[misc]
+        end = h.FirstToken(key=request.key, token=7, last=last)
+        self.computing[request.key] = deque([*ready, lambda: self.feed_prompt(end)])
+
+    def feed_prompt(self, event: object) -> None:
+        self._run(self.prompt.handle(event, self.now), self.to_token)  # type: ignore[arg-type]
+        self.prompt.check()
+
+    def feed_token(self, event: object) -> None:
+        self._run(self.token.handle(event, self.now), self.to_prompt)  # type: ignore[arg-type]
+        self.token.check()
+        self.allocator.check()
+
+    def moves(self) -> list[Callable[[], None]]:
+        """Everything that could happen next."""
+        arrivals = [k for k in self.posted if k in self.sent]
+        return self.control_moves() + [lambda k=k: self.arrive(k) for k in arrivals]  # type: ignore[misc]
+
+    def control_moves(self) -> list[Callable[[], None]]:
+        result: list[Callable[[], None]] = []
+        if self.to_token:
+            result.append(self.deliver_to_token)
+        if self.to_prompt:
+            result.append(lambda: self.feed_prompt(self.to_prompt.popleft()))
+        if self.to_post:
+            result.append(self.post)
+        result += [lambda q=q: q.popleft()() for q in self.computing.values() if q]  # type: ignore[misc]
+        return result
+
+    def run(self) -> None:
+        while moves := self.moves():
+            moves[0]()
+
+    def run_without_arrivals(self) -> None:
+        """Everything happens, but no slice ever arrives."""
+        while moves := self.control_moves():
+            moves[0]()
+
+    def deliver_to_token(self) -> None:
+        message = self.to_token.popleft()
+        self.feed_token(Reserved(peer=P, reserve=message) if isinstance(message, Reserve) else message)
+
+    def post(self) -> None:
+        job = self.to_post.popleft()
+        if not self.token.expects(job.request.key, job.transfer_id):
+            return
+        for index in job.indices:
+            assert (job.transfer_id, index) not in self.posted, "a tag is used once"
+            self.posted[job.transfer_id, index] = job.request.key
+        self.feed_token(h.ReceivesPosted(key=job.request.key, transfer_id=job.transfer_id, kv_address=b"T"))
+
+    def arrive(self, tag: tuple[int, int]) -> None:
+        key, checksum = self.posted.pop(tag), self.sent.pop(tag)
+        if self.token.expects(key, tag[0]):
+            self.feed_token(h.SliceArrived(key=key, transfer_id=tag[0], index=tag[1], checksum=checksum))
+
+    # ---- what the commands do ----
+
+    def _run(self, commands: list[h.Command], road: deque[object]) -> None:
+        for command in commands:
+            match command:
+                case h.Send():
+                    road.append(command.message)
+                case h.Push():
+                    self._push(command)
+                case h.Fill():
+                    for index in command.indices:
+                        self._send(command.transfer_id, index, -1)
+                case h.PostReceives():
+                    self.to_post.append(command)
+                case h.CloseEndpoint():
+                    self.closed = True
+                case h.Admit():
+                    self.admitted.append(command.request.key)
+                case h.DecodeHere():
+                    self.local.append(command.key)
+                case h.HandOffDone():
+                    self.done.append(command)
+                case h.Forget():
+                    self.forgotten.append(command)
+
+    def _push(self, push: h.Push) -> None:
+        checksum = 500 + push.index
+        damaged = push.index in self.flip
+        self.flip.discard(push.index)
+        self._send(push.transfer_id, push.index, -2 if damaged else checksum)
+        self.feed_prompt(
+            h.SlicePushed(key=push.request.key, transfer_id=push.transfer_id, index=push.index, checksum=checksum)
+        )
+
+    def _send(self, transfer_id: int, index: int, checksum: int) -> None:
+        assert (transfer_id, index) not in self.sent, "a tag is used once"
+        self.sent[transfer_id, index] = checksum
+
+    def assert_clean(self) -> None:
+        assert not len(self.prompt) and not len(self.token)
+        assert self.closed or not self.posted, "a posted receive was never filled"
+
+
+@pytest.mark.parametrize("mode", PushMode)
+def test_every_slice_crosses_and_the_request_is_admitted_once(mode: PushMode) -> None:
+    pair, request = Pair(), submitted(tokens=40)
+    pair.start(request, mode)
+    pair.run()
+    assert pair.admitted == [request.key]
+    assert [d.key for d in pair.done] == [request.key] and pair.done[0].resent == 0
+    assert len(pair.allocator.owned(request.key)) == 3
+    pair.assert_clean()
+
+
+def test_slices_are_pushed_while_later_layers_are_computed() -> None:
+    pair, request = Pair(), submitted()
+    pair.start(request)
+    while pair.to_token or pair.to_post or pair.to_prompt:
+        pair.moves()[0]()
+    pair.computing[request.key].popleft()()
+    assert set(pair.sent) == {(100, 0)}, "layer 0 leaves before layer 1 is computed"
+
+
+def test_a_damaged_slice_is_pushed_again_and_only_that_one() -> None:
+    pair, request = Pair(), submitted()
+    pair.flip = {1}
+    pair.start(request)
+    pair.run()
+    assert pair.admitted == [request.key] and pair.done[0].resent == 1
+    pair.assert_clean()
+
+
+def test_damage_without_end_leaves_the_request_where_its_prompt_lies() -> None:
+    pair, request = Pair(), submitted()
+    pair.start(request)
+    while moves := pair.moves():
+        pair.flip = {2}
+        moves[0]()
+    assert pair.admitted == [] and pair.local == [request.key]
+    assert pair.allocator.used_blocks == 0
+    pair.assert_clean()
+
+
+def test_a_request_that_ends_with_its_first_token_releases_the_reservation() -> None:
+    pair, request = Pair(), submitted()
+    pair.start(request, last=True)
+    pair.run()
+    assert pair.admitted == [] and [f.failure for f in pair.forgotten] == [None]
+    assert pair.allocator.used_blocks == 0
+    pair.assert_clean()
+
+
+def test_grants_are_first_come_first_served_and_wait_for_blocks() -> None:
+    pair = Pair(blocks=4)
+    first, big, small = submitted("a", 40), submitted("b", 40), submitted("c", 10)
+    for request in (first, big, small):
+        pair.start(request)
+    pair.run()
+    assert pair.admitted == [first.key], "b waits for blocks, and c does not overtake it"
+    pair.allocator.release(first.key)
+    pair.feed_token(h.Ticked())
+    pair.run()
+    assert pair.admitted == [first.key, big.key, small.key]
+    pair.assert_clean()
+
+
+def test_without_a_grant_the_request_decodes_where_its_prompt_lies() -> None:
+    pair, request = Pair(blocks=4), submitted(tokens=40)
+    assert pair.allocator.reach(submitted("other").key, 20)
+    pair.start(request)
+    pair.run()
+    pair.now += h.GRANT_WAIT_S + 0.1
+    pair.feed_prompt(h.Ticked())
+    pair.run()
+    assert pair.local == [request.key] and pair.admitted == []
+    pair.assert_clean()
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    pair, request = Pair(blocks=2), submitted(tokens=40)
+    pair.start(request)
+    pair.run()
+    assert pair.local == [request.key]
+    pair.assert_clean()
+
+
+def test_a_transfer_that_stands_still_is_given_up() -> None:
+    pair, request = Pair(), submitted()
+    pair.start(request)
+    pair.run_without_arrivals()
+    pair.now += h.transfer_deadline_s(10_000) + 0.1
+    pair.feed_token(h.Ticked())
+    assert pair.closed and pair.allocator.used_blocks == 0
+    pair.run_without_arrivals()
+    assert pair.local == [request.key]
+
+
+def test_a_dead_token_worker_is_reported_to_the_gateway() -> None:
+    pair, request = Pair(), submitted()
+    pair.start(request)
+    pair.feed_prompt(h.PeerGone(peer=T))
+    assert [f.failure for f in pair.forgotten] == ["the token worker is gone"]
+    assert not len(pair.prompt)
+
+
+def test_a_dead_prompt_worker_gives_the_blocks_back() -> None:
+    pair, request = Pair(), submitted()
+    pair.start(request)
+    pair.deliver_to_token()
+    assert pair.allocator.used_blocks == 2
+    pair.feed_token(h.PeerGone(peer=P))
+    assert pair.allocator.used_blocks == 0 and pair.closed
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_interleaving_with_cancels_ends_clean(data: st.DataObject) -> None:
+    """Three requests, any order of steps, cancels on either side at any moment, damage at any moment.
+
+    At the end nothing is owned that nobody decodes, and no posted receive waits for ever.
+    """
+    pair = Pair(blocks=data.draw(st.sampled_from([3, 6, 100])))
+    requests = [submitted(name, tokens) for name, tokens in (("a", 20), ("b", 40), ("c", 5))]
+    modes = data.draw(st.lists(st.sampled_from(PushMode), min_size=3, max_size=3))
+    for request, mode in zip(requests, modes, strict=True):
+        pair.start(request, mode)
+    cancelled = set()
+    for _ in range(200):
+        moves = pair.moves()
+        if not moves:
+            break
+        what = data.draw(st.integers(0, 12))
+        victim = requests[data.draw(st.integers(0, 2))].key
+        if what == 0:
+            pair.feed_prompt(h.Cancelled(key=victim))
+            cancelled.add(victim)
+        elif what == 1 and victim not in pair.admitted:
+            pair.feed_token(h.Cancelled(key=victim))
+            cancelled.add(victim)
+        elif what == 2:
+            pair.flip = {data.draw(st.integers(0, 2))}
+        else:
+            moves[data.draw(st.integers(0, len(moves) - 1))]()
+    for _ in range(4):  # decodes end, waiting grants get their blocks, what cannot be granted goes on locally
+        pair.run()
+        for key in pair.admitted:
+            pair.allocator.release(key)
+        pair.now += 200.0
+        pair.feed_token(h.Ticked())
+        pair.feed_prompt(h.Ticked())
+    pair.run()
+    assert len(pair.admitted) == len(set(pair.admitted)), "admitted twice"
+    assert pair.allocator.used_blocks == 0
+    pair.assert_clean()
+    for request in requests:
+        ended = request.key in pair.admitted or request.key in pair.local or request.key in cancelled
+        assert ended, "a request vanished"

@@ -1,0 +1,122 @@
+"""The load view and cluster level scheduling."""
+
+import pytest
+
+from shared.ids import EntryId, ServiceId, WorkerId
+from shared.policy.membership import Membership
+from shared.policy.routing import place
+from shared.policy.view import SILENT_S, View
+from shared.wire.messages import Role, ServiceReport, State, WorkerLost
+from tests.support.samples import placed, report, submitted
+
+
+def view_of(*reports: object, now: float = 0.0) -> View:
+    view = View()
+    for number, message in enumerate(reports):
+        view.apply(message, EntryId(f"1-{number}"), now)  # type: ignore[arg-type]
+    return view
+
+
+def choice(view: View, tokens: int = 20, now: float = 0.0) -> tuple[str, str] | str:
+    result = place(view, submitted(tokens=tokens), now)
+    return result if isinstance(result, str) else (result.prompt.worker_id, result.token.worker_id)
+
+
+def test_the_shortest_queue_in_tokens_wins_on_both_sides() -> None:
+    view = view_of(
+        report("p0", queue_tokens=500),
+        report("p1", queue_tokens=100),
+        report("t0", Role.TOKEN, demand_blocks=10),
+        report("t1", Role.TOKEN, demand_blocks=50),
+    )
+    assert choice(view) == ("p1", "t0")
+
+
+def test_a_faster_worker_may_have_the_longer_queue() -> None:
+    view = view_of(
+        report("p0", queue_tokens=300, prefill_tokens_per_s=3000.0),
+        report("p1", queue_tokens=200),
+        report("t0", Role.TOKEN),
+    )
+    assert choice(view) == ("p0", "t0")
+
+
+def test_placements_after_the_report_count_until_a_report_covers_them() -> None:
+    view = view_of(report("p0"), report("p1"), report("t0", Role.TOKEN))
+    view.apply(placed("a", "p0", "t0"), EntryId("7-0"), 0.0)
+    assert choice(view) == ("p1", "t0")
+    view.apply(placed("b", "p1", "t0", prompt_tokens=300), EntryId("8-0"), 0.0)
+    assert choice(view) == ("p0", "t0")
+    view.apply(report("p1", covers=EntryId("8-0")), EntryId("9-0"), 0.0)
+    assert choice(view) == ("p1", "t0")
+
+
+def test_a_foreseen_placement_is_counted_once() -> None:
+    view = view_of(report("p0"), report("t0", Role.TOKEN))
+    view.foresee(placed("a", "p0", "t0"))
+    assert view.workers[WorkerId("p0")].prompt_tokens == 100
+    view.apply(placed("a", "p0", "t0"), EntryId("7-0"), 0.0)
+    assert view.workers[WorkerId("p0")].prompt_tokens == 100
+    view.apply(report("p0", covers=EntryId("7-0")), EntryId("8-0"), 0.0)
+    assert view.workers[WorkerId("p0")].prompt_tokens == 0
+
+
+def test_a_retracted_placement_is_not_counted() -> None:
+    view = view_of(report("p0"), report("t0", Role.TOKEN))
+    view.foresee(placed("a", "p0", "t0"))
+    view.retract(placed("a", "p0", "t0"))
+    assert view.workers[WorkerId("p0")].prompt_tokens == 0
+
+
+def test_a_mixed_worker_does_both_phases() -> None:
+    assert choice(view_of(report("m0", Role.MIXED))) == ("m0", "m0")
+
+
+@pytest.mark.parametrize("left", [Role.PROMPT, Role.TOKEN])
+def test_whoever_is_left_does_both_phases(left: Role) -> None:
+    assert choice(view_of(report("w", left))) == ("w", "w")
+
+
+def test_nobody_there_is_an_answer_not_an_error() -> None:
+    assert "no ready worker" in choice(View())
+    assert "no ready worker" in choice(view_of(report("p0", state=State.DRAINING)))
+    assert "no ready worker" in choice(view_of(report("p0", model="other")))
+    assert "no ready worker" in choice(view_of(report("p0", kv_blocks_total=1)), tokens=40)
+    assert "no ready worker" in choice(view_of(report("p0", max_model_len=20)), tokens=20)
+
+
+def test_a_lost_worker_is_out_until_it_reports_again() -> None:
+    view = view_of(report("p0"), report("p1"))
+    view.apply(WorkerLost(worker_id=WorkerId("p0"), reason="silent"), EntryId("2-0"), 0.0)
+    assert choice(view) == ("p1", "p1")
+    view.apply(report("p0"), EntryId("3-0"), 0.1)
+    assert choice(view) == ("p0", "p0")
+
+
+def test_silence_counts_only_while_others_speak() -> None:
+    view = view_of(report("p0"), report("p1"))
+    assert choice(view, now=100.0) == ("p0", "p0"), "nobody is heard: the broker is in trouble, nobody is out"
+    view.apply(report("p1"), EntryId("2-0"), SILENT_S + 0.1)
+    assert choice(view, now=SILENT_S + 0.1) == ("p1", "p1")
+
+
+def test_membership_declares_the_silent_lost_once_and_forgives_them() -> None:
+    membership = Membership()
+    membership.apply(report("p0"), EntryId("1-0"), 0.0)
+    membership.apply(report("p1"), EntryId("1-1"), 0.0)
+    assert membership.newly_lost(50.0) == []
+    speaking = ServiceReport(service_id=ServiceId("router-0"), service="router", pid=1, state=State.READY)
+    membership.apply(speaking, EntryId("1-2"), 3.5)
+    membership.apply(report("p1"), EntryId("1-3"), 3.5)
+    assert [lost.worker_id for lost in membership.newly_lost(3.6)] == ["p0"]
+    assert membership.newly_lost(3.7) == []
+    membership.apply(report("p0"), EntryId("1-4"), 4.0)
+    assert membership.newly_lost(4.1) == [] and membership.streams_to_delete(20.0) == []
+
+
+def test_membership_deletes_the_stream_of_the_dead_after_a_grace() -> None:
+    membership = Membership()
+    membership.apply(report("p0", state=State.LOST), EntryId("1-0"), 0.0)
+    assert [lost.reason for lost in membership.newly_lost(0.1)] == ["said goodbye"]
+    assert membership.streams_to_delete(5.0) == []
+    assert membership.streams_to_delete(11.0) == ["p0"]
