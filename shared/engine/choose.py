@@ -1,0 +1,58 @@
+"""Open the engine that the settings name; only the one that is opened imports what it needs."""
+
+from pathlib import Path
+from typing import Protocol
+
+from shared.engine.port import Engine
+from shared.errors import ConfigError
+
+_FAKE_BLOCK_BYTES_PER_TOKEN = 64
+_FAKE_KV_BYTES = 4 << 20
+_FAKE_MODEL_LEN = 8192
+
+
+class WeightFiles(Protocol):
+    """What shared.models.catalogue resolves."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def path(self) -> Path: ...
+
+
+def open_engine(
+    kind: str, files: WeightFiles | None, *, device: str = "auto", dtype: str = "auto", threads: int | None = None,
+    max_model_len: int | None = None, kv_bytes: int | None = None, block_size: int = 16, paced_model: str | None = None,
+) -> Engine:  # fmt: skip
+    """`kind` is hf (needs `files`), fake or paced. `kv_bytes` is for this worker alone. May take seconds.
+
+    Raises Rejected for a model that cannot be served, ConfigError for settings that cannot hold on this machine.
+    """
+    if kind == "hf":
+        if files is None:
+            raise ConfigError("the hf engine needs a model", param="model")
+        try:
+            from shared.engine.hf import HfEngine
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"the hf engine needs {error.name}: install splitmesh[worker]") from error
+        return HfEngine(
+            name=files.name, path=files.path, device=device, dtype=dtype, threads=threads, max_model_len=max_model_len,
+            kv_bytes=kv_bytes, block_size=block_size,
+        )  # fmt: skip
+    kv_blocks = (kv_bytes or _FAKE_KV_BYTES) // (_FAKE_BLOCK_BYTES_PER_TOKEN * block_size)
+    name = files.name if files else kind
+    if kind == "fake":
+        from shared.engine.fake import FakeEngine
+
+        return FakeEngine(
+            name=name, max_model_len=max_model_len or _FAKE_MODEL_LEN, block_size=block_size, kv_blocks=kv_blocks
+        )
+    if kind == "paced":
+        from shared.engine.paced import PacedCosts, PacedEngine
+
+        return PacedEngine(
+            PacedCosts.parse(paced_model), name=name, max_model_len=max_model_len or _FAKE_MODEL_LEN,
+            block_size=block_size, kv_blocks=kv_blocks,
+        )  # fmt: skip
+    raise ConfigError(f"unknown engine {kind!r}: hf, fake or paced", param="engine")
