@@ -1,0 +1,126 @@
+"""What the session decider hears and what it orders, besides the messages of the wire."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shared.ids import Address, RequestId, ServiceId
+from shared.link.port import Lost, Received
+from shared.wire.messages import Finish, LinkMessage, Placed, Sampling, Submitted, Unplaceable, WorkerLost
+
+
+class Outcome(StrEnum):
+    """How a request ended; the label of `requests_total`."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+
+# ---- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A validated request has come in. `prompt` is what the first attempt computes."""
+
+    request_id: RequestId
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    time_left_s: float
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLeft:
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopStringMet:
+    """The answer is complete although the workers do not know it."""
+
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitFailed:
+    """The broker did not take this attempt (it may have, and its answer was lost)."""
+
+    request_id: RequestId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSilent:
+    """The broker stopped answering: missing placements mean nothing now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerBack: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Woke:
+    """The time that `Sessions.wake_at` named has come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping:
+    """The process ends now: whatever still runs gets an error."""
+
+
+OwnEvent = Opened | ClientLeft | StopStringMet | SubmitFailed | BrokerSilent | BrokerBack | Woke | Stopping
+Event = OwnEvent | Received | Lost | Placed | Unplaceable | WorkerLost
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit:
+    message: Submitted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    peer: Address
+    message: LinkMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    peer: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deliver:
+    """The next output tokens for the client, in order and each once. `finish` is the end."""
+
+    request_id: RequestId
+    token_ids: tuple[int, ...]
+    finish: Finish | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """The request ends without an answer. `message` is for the client."""
+
+    request_id: RequestId
+    outcome: Outcome
+    status: int
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+Command = Submit | Send | Watch | Deliver | End
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """The gateway as others know it."""
+
+    gateway_id: ServiceId
+    address: Address
