@@ -1,0 +1,94 @@
+"""Which processes `splitmesh up` starts, and what share of the machine each gets. Pure: the machine is handed in."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.local.children import Command
+from shared.errors import ConfigError
+from shared.runtime.config import PREFIX, Settings, environment
+
+MIB, GIB = 1 << 20, 1 << 30
+KV_SHARE = 0.2  # of the available memory
+KV_MOST_BYTES = 4 * GIB
+KV_LEAST_BYTES = 64 * MIB  # per worker
+TORCH_WORKER_BYTES = 600 * MIB  # before weights and KV
+PLAIN_WORKER_BYTES = 120 * MIB
+WEIGHT_COPIES = 2.0  # the tensors and their prepacked form
+
+# What keeps BLAS libraries from taking all cores in every worker.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    cores: int
+    available_bytes: int
+
+
+def workers(settings: Settings) -> int:
+    return settings.prompt_workers + settings.token_workers + settings.mixed_workers
+
+
+def check_roles(settings: Settings) -> None:
+    """Raises ConfigError when no request could ever be served."""
+    if settings.mixed_workers == 0 and (settings.prompt_workers == 0 or settings.token_workers == 0):
+        raise ConfigError("nobody could serve: give --prompt-workers and --token-workers, or --mixed-workers")
+
+
+def kv_bytes_per_worker(settings: Settings, machine: Machine) -> int:
+    whole = settings.kv_memory or min(int(machine.available_bytes * KV_SHARE), KV_MOST_BYTES)
+    return whole // workers(settings)
+
+
+def check_memory(settings: Settings, machine: Machine, weights_bytes: int) -> None:
+    """Raises ConfigError when the workers cannot fit; `weights_bytes` is the size of the model's files."""
+    one = PLAIN_WORKER_BYTES
+    if settings.engine == "hf":
+        one = TORCH_WORKER_BYTES + int(WEIGHT_COPIES * weights_bytes)
+    kv_bytes = kv_bytes_per_worker(settings, machine)
+    needed = workers(settings) * (one + max(kv_bytes, KV_LEAST_BYTES))
+    if needed > machine.available_bytes:
+        raise ConfigError(
+            f"not enough memory: {workers(settings)} workers need about {needed / GIB:.1f} GiB, "
+            f"{machine.available_bytes / GIB:.1f} GiB are available; use fewer workers or less --kv-memory"
+        )
+
+
+def commands(
+    settings: Settings, machine: Machine, *, redis_url: str, secret: str, base: Mapping[str, str]
+) -> list[Command]:
+    """All services, in the order in which they start. `base` is the environment of `up` itself."""
+    settings = dataclasses.replace(settings, redis_url=redis_url, mesh_secret=secret)
+    inherited = {key: value for key, value in base.items() if not key.startswith(PREFIX) or key == PREFIX + "CACHE"}
+    result = [_command("pool_manager", "pool-manager-0", settings, inherited)]
+    result += [_command("router", f"router-{number}", settings, inherited) for number in range(settings.routers)]
+    roles = (
+        ("prompt", "prompt_worker", settings.prompt_workers),
+        ("token", "token_worker", settings.token_workers),
+        ("mixed", "prompt_worker", settings.mixed_workers),
+    )
+    share = _share(settings, machine)
+    for role, service, count in roles:
+        named = dataclasses.replace(share, role=role)
+        compute = inherited | dict.fromkeys(THREAD_VARIABLES, str(share.threads)) | {"TOKENIZERS_PARALLELISM": "false"}
+        result += [_command(service, f"{role}-{number}", named, compute) for number in range(count)]
+    result.append(_command("gateway", "gateway-0", settings, inherited))
+    return result
+
+
+def _share(settings: Settings, machine: Machine) -> Settings:
+    """What one worker gets of cores and memory."""
+    return dataclasses.replace(
+        settings,
+        threads=settings.threads or max(1, machine.cores // workers(settings)),
+        kv_memory=kv_bytes_per_worker(settings, machine),
+    )
+
+
+def _command(service: str, name: str, settings: Settings, inherited: Mapping[str, str]) -> Command:
+    own = environment(dataclasses.replace(settings, name=name), service)
+    return Command(
+        name=name, kind=service, argv=(sys.executable, "-m", f"services.{service}"), environment={**inherited, **own}
+    )

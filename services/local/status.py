@@ -1,0 +1,68 @@
+"""`splitmesh status`: the picture that a running gateway has of its mesh."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from services.local.options import Options
+from shared.errors import ConfigError
+
+ANSWER_WITHIN_S = 3.0
+STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "red"}
+
+
+def status(arguments: Sequence[str], console: Console) -> int:
+    options = Options("status", "Show the workers and services of a running mesh.")
+    options.add_argument("--url", default="http://127.0.0.1:8000", help="address of a gateway (default: %(default)s)")
+    options.add_argument("--json", action="store_true", help="print what /mesh answers, unchanged")
+    given = options.read(arguments)
+    raw = _asked(given.url.rstrip("/") + "/mesh")
+    if given.json:
+        print(raw)
+    else:
+        _show(json.loads(raw), console)
+    return 0
+
+
+def _asked(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as answer:
+            raw: bytes = answer.read()
+            json.loads(raw)
+            return raw.decode()
+    except urllib.error.HTTPError as error:
+        raise ConfigError(f"{url} answers {error.code} {error.reason}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ConfigError(f"no mesh answers at {url}: {reason}; is `splitmesh up` running?") from error
+
+
+def _show(mesh: dict[str, Any], console: Console) -> None:
+    workers = Table(title=f"splitmesh {mesh.get('version', '')}", title_justify="left")
+    for heading in ("worker", "home", "pool", "state", "queue (tokens)", "running", "KV blocks", "transport", "pid"):
+        workers.add_column(
+            heading, justify="right" if heading in ("queue (tokens)", "running", "KV blocks") else "left"
+        )
+    for worker in mesh.get("workers", []):
+        blocks = f"{worker['kv_blocks_used']} / {worker['kv_blocks_total']}"
+        workers.add_row(
+            worker["id"], worker["role"], worker["pool"], _styled(worker["state"]), str(worker["queue_tokens"]),
+            str(worker["running"]), blocks, worker["transport"], str(worker["pid"]),
+        )  # fmt: skip
+    services = Table()
+    for heading in ("service", "id", "state", "pid"):
+        services.add_column(heading)
+    for service in mesh.get("services", []):
+        services.add_row(service["service"], service["id"], _styled(service["state"]), str(service["pid"]))
+    console.print(workers)
+    console.print(services)
+
+
+def _styled(state: str) -> str:
+    style = STATE_STYLES.get(state)
+    return f"[{style}]{state}[/]" if style else state
