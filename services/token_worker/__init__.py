@@ -1,0 +1,1 @@
+"""A worker whose home is the token pool."""

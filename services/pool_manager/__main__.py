@@ -1,0 +1,19 @@
+"""python -m services.pool_manager"""
+
+import sys
+
+from services.pool_manager.service import PoolManager
+from shared.broker.port import Broker
+from shared.clock import SystemClock
+from shared.runtime.config import Settings
+from shared.runtime.launch import launch, service_id
+from shared.runtime.supervise import Supervisor
+
+
+async def pool_manager(settings: Settings, supervisor: Supervisor, broker: Broker) -> None:
+    manager_id = service_id(settings, "pool_manager")
+    await PoolManager(manager_id=manager_id, broker=broker, clock=SystemClock()).run(supervisor)
+
+
+if __name__ == "__main__":
+    sys.exit(launch("pool_manager", pool_manager))

@@ -1,0 +1,11 @@
+"""python -m services.token_worker: the worker of shared.worker, at home in the token pool unless told otherwise."""
+
+import sys
+from functools import partial
+
+from shared.runtime.launch import launch
+from shared.wire.messages import Role
+from shared.worker.start import start
+
+if __name__ == "__main__":
+    sys.exit(launch("token_worker", partial(start, "token_worker", Role.TOKEN)))
