@@ -14,7 +14,7 @@ def models(arguments: Sequence[str], console: Console) -> int:
     Options("models", "Show the models of the catalogue and which of them are here.").read(arguments)
     table = Table()
     for heading in ("model", "download", "here"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for name, source in CATALOGUE.items():
         path = default_cache() / "models" / name
         here = str(path) if (path / MANIFEST).is_file() else "no; fetched by the first `splitmesh up`"

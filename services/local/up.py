@@ -80,6 +80,7 @@ class LocalMesh:
         self._starting = True
         self._ending = asyncio.Event()
         self._failure: MeshError | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._model_name = settings.served_model_name or settings.model
         self._fleet = Fleet(
             spawn=supervisor.spawn, clock=SystemClock(), on_state=self._show_state, on_line=self._show_line
@@ -101,6 +102,8 @@ class LocalMesh:
                 self._say_how_to_use()
             await self._ending.wait()
         finally:
+            if self._watching:
+                self._watching.cancel()
             await self._fleet.stop()
         if self._failure:
             raise self._failure
@@ -111,7 +114,8 @@ class LocalMesh:
     async def _start(self) -> None:
         try:
             broker = await self._start_redis()
-            self._supervisor.spawn(self._watch_reports(broker, await broker.last_id(REPORTS)), name="reports")
+            after = await broker.last_id(REPORTS)
+            self._watching = self._supervisor.spawn(self._watch_reports(broker, after), name="reports")
             await self._prepare_model()
             for command in self._services:
                 self._fleet.start(command)
@@ -231,7 +235,7 @@ class LocalMesh:
             self._say(f"{name} {note if state == 'failed' else f'is {state} again'}")
 
     def _show_line(self, name: str, line: str) -> None:
-        if not (self._starting and self._console.is_terminal):
+        if name != REDIS and not (self._starting and self._console.is_terminal):
             print(f"{name} | {line}", file=sys.stderr)
 
     def _say(self, line: str) -> None:

@@ -22,7 +22,7 @@ PLAIN_PROGRESS_STEP = 0.25
 class _Row:
     state: str = "waiting"
     note: str = ""
-    began_at: float = 0.0
+    began_at: float | None = None
     took_s: float | None = None
 
 
@@ -53,7 +53,7 @@ class StartView:
         if state == "starting" and row.state != "starting":
             row.began_at = self._clock.now()
         row.state, row.note = state, note
-        row.took_s = self._clock.now() - row.began_at if state == "ready" else None
+        row.took_s = self._clock.now() - row.began_at if state == "ready" and row.began_at is not None else None
         if self._live is None and state != "waiting":
             self.say(f"{step:<16} {state:<9}{_noted(row)}".rstrip())
 

@@ -53,7 +53,8 @@ class RedisCalls:
             raise ConfigError(f"--redis-url: {error}", param="redis_url") from error
         self.commands: Redis = Redis(connection_pool=shared)
         self.reads: Redis = Redis(connection_pool=exclusive)
-        self._answers = True
+        self._answered = False  # ever: a Redis that is still starting is no outage
+        self._silent = False
         self._jitter = random.Random()
 
     async def short(self, reply: Awaitable[Any]) -> Any:
@@ -79,9 +80,9 @@ class RedisCalls:
                 answer = await reply
         except (RedisError, OSError) as error:
             raise self._translated(error, limit_s) from error
-        if not self._answers:
-            self._answers = True
+        if self._silent:
             _log.info("broker answers again")
+        self._answered, self._silent = True, False
         return answer
 
     def _translated(self, error: Exception, limit_s: float) -> Exception:
@@ -94,8 +95,8 @@ class RedisCalls:
                 return NoGroup(reason)
             if not _passes(error, reason):
                 return error
-        if self._answers:
-            self._answers = False
+        if self._answered and not self._silent:
+            self._silent = True
             _log.warning("broker does not answer", reason=reason)
         return Transient(f"Redis: {reason}")
 
