@@ -1,4 +1,4 @@
-"""`splitmesh models`: the catalogue, and what of it is here."""
+"""`splitmesh models`: the catalogue, what of it is here, and how to fetch one."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,36 @@ from rich.console import Console
 from rich.table import Table
 
 from services.local.options import Options
-from shared.models.catalogue import CATALOGUE, default_cache
+from services.local.view import StartView
+from shared.clock import SystemClock
+from shared.models.catalogue import CATALOGUE, default_cache, resolve
 from shared.models.stored import MANIFEST
 
 
 def models(arguments: Sequence[str], console: Console) -> int:
-    Options("models", "Show the models of the catalogue and which of them are here.").read(arguments)
+    options = Options("models", "Show the models of the catalogue and which of them are here.")
+    options.add_argument("--fetch", metavar="MODEL", help="make this model ready for a start without a network")
+    given = options.read(arguments)
+    if given.fetch:
+        _fetch(given.fetch, console)
+    else:
+        _show(console)
+    return 0
+
+
+def _fetch(model: str, console: Console) -> None:
+    with StartView(console, [], SystemClock(), live=console.is_terminal) as view:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            view.progress(stage, done, total)
+            view.draw()
+
+        files = resolve(model, progress=progress)
+        view.end_progress()
+    console.print(f"{files.name} is at {files.path}", highlight=False, soft_wrap=True)
+
+
+def _show(console: Console) -> None:
     table = Table()
     for heading in ("model", "download", "here"):
         table.add_column(heading, overflow="fold")
@@ -21,4 +45,3 @@ def models(arguments: Sequence[str], console: Console) -> int:
         table.add_row(name, f"{source.size_bytes / 1e6:.0f} MB", here)
     console.print(table)
     console.print("--model also takes a local directory, or a Hugging Face id where the hub can be reached.")
-    return 0

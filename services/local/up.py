@@ -35,6 +35,7 @@ from shared.wire.streams import REPORTS
 
 DRAW_EVERY_S = 0.1
 ASK_EVERY_S = 0.1
+SAME_SIGNAL_S = 0.5  # a terminal and `make` may both pass on one Ctrl-C
 REDIS, MODEL, API = "redis", "model", "api"
 
 MakeCommands = Callable[[Settings, Machine, str], list[Command]]
@@ -76,18 +77,22 @@ class LocalMesh:
         self._redis_url = settings.redis_url or ""
         self._services = make_commands(settings, self._machine, self._redis_url)
         steps = [REDIS, MODEL, *(command.name for command in self._services), API]
-        self._view = StartView(console, steps, SystemClock(), live=console.is_terminal)
+        self._clock = SystemClock()
+        self._view = StartView(console, steps, self._clock, live=console.is_terminal)
         self._starting = True
         self._ending = asyncio.Event()
+        self._asked_at: float | None = None
         self._failure: MeshError | None = None
         self._watching: asyncio.Task[None] | None = None
         self._model_name = settings.served_model_name or settings.model
         self._fleet = Fleet(
-            spawn=supervisor.spawn, clock=SystemClock(), on_state=self._show_state, on_line=self._show_line
+            spawn=supervisor.spawn, clock=self._clock, on_state=self._show_state, on_line=self._show_line
         )
 
     async def run(self) -> None:
-        self._supervisor.spawn(self._end_on_signal(), name="signals")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        self._supervisor.spawn(self._end_when_asked(), name="signals")
         self._supervisor.spawn(self._end_on_failure(), name="failures")
         try:
             with self._view:
@@ -188,11 +193,15 @@ class LocalMesh:
 
     # ---- end -------------------------------------------------------------------------------------------------------
 
-    async def _end_on_signal(self) -> None:
+    def _on_signal(self) -> None:
+        if self._asked_at is None:
+            self._asked_at = self._clock.now()
+            self._supervisor.stopping.set()
+        elif self._clock.now() - self._asked_at > SAME_SIGNAL_S:
+            self._fleet.kill()
+
+    async def _end_when_asked(self) -> None:
         await self._supervisor.stopping.wait()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._fleet.kill)  # asked twice: at once
         self._say("stopping: requests under way may finish; ask again to stop at once")
         self._ending.set()
 

@@ -31,7 +31,7 @@ MESH = {
 @pytest.fixture
 def gateway() -> Iterator[str]:
     class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 (the name is http.server's)
+        def do_GET(self) -> None:
             self.send_response(200 if self.path == "/mesh" else 404)
             self.end_headers()
             self.wfile.write(json.dumps(MESH).encode())
