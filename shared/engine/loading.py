@@ -3,9 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -27,18 +29,12 @@ def load(name: str, path: Path, *, device: str, dtype: str, threads: int | None)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     refuse_config(name, _config(name, path))
     with one_line_memory_errors(f"model {name}"):
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=_dtype(dtype, where), attn_implementation=attention.NAME, local_files_only=True
-            )
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise refusal(name, f"transformers cannot load it ({str(error).splitlines()[0][:200]})") from error
+        model = _weights(name, path, _dtype(dtype, where))
         model.train(False).requires_grad_(False).to(where)
         if where.type == "cpu":
             with torch.inference_mode():
                 prepack(model)
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def kv_budget_bytes(kv_bytes: int | None, device: torch.device) -> int:
@@ -72,6 +68,19 @@ def _config(name: str, path: Path) -> PretrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         raise refusal(name, f"its config.json cannot be read ({str(error).splitlines()[0][:200]})") from error
     return config
+
+
+def _weights(name: str, path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention.NAME, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+        raise refusal(name, f"transformers cannot load it ({str(error).splitlines()[0][:200]})") from error
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise refusal(name, f"its file of weights lacks {missing[0]}")  # transformers would fill in random ones
+    return model
 
 
 def _device(device: str) -> torch.device:

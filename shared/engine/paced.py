@@ -4,6 +4,7 @@ Scheduling policies can so be tried live, with many workers on few cores. The pe
 step, as they do while a prompt is computed.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class PacedCosts:
             name, _, numbers = word.partition("=")
             try:
                 a, b, c = (float(number) for number in numbers.split(","))
-                if name not in ("prefill_ms", "decode_ms") or not min(a, b, c) >= 0:
+                if name not in ("prefill_ms", "decode_ms") or not all(0 <= number < math.inf for number in (a, b, c)):
                     raise ValueError(name)
             except ValueError as error:
                 raise ConfigError(
