@@ -1,0 +1,103 @@
+"""How fast bulk data crosses on this machine, by a trial between two transports on this event loop.
+
+Both ends share one thread, as they do not in a mesh: the bandwidth is what a worker gets at least, about half of what two
+idle cores give. On loopback the network itself is not measured; what is: the way through the transport, kernel included.
+"""
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.tasks import Spawn
+from shared.transport.choose import open_transport
+from shared.transport.port import Done, Endpoint, tag_of
+
+BULK_BYTES = 2 << 20
+BULK_MESSAGES = 8
+SMALL_BYTES = 64
+ROUND_TRIPS = 50
+SMALL_MESSAGES = 200
+WITHIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """bandwidth: of 2 MiB messages, several under way. latency: half a round trip of 64 bytes. per_message: the time
+    that each message more takes in a row of small ones, so a transfer in n messages costs about
+    latency_s + n * per_message_s + bytes / bandwidth_bytes_per_s."""
+
+    bandwidth_bytes_per_s: float
+    latency_s: float
+    per_message_s: float
+
+
+async def measure(kind: Literal["ucx", "tcp"], *, bind: str, spawn: Spawn) -> Speed:
+    """Takes a fraction of a second. Raises ConfigError where the kind cannot work, TimeoutError when nothing moves."""
+    secret = secrets.token_bytes(16)
+    one = await open_transport(kind, bind=bind, advertise=None, secret=secret, spawn=spawn)
+    other = await open_transport(kind, bind=bind, advertise=None, secret=secret, spawn=spawn)
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            there, back = await one.endpoint(other.address), await other.endpoint(one.address)
+            return await _try(_Course(there, back))
+    finally:
+        await one.close()
+        await other.close()
+
+
+async def _try(course: "_Course") -> Speed:
+    small, bulk = memoryview(bytearray(SMALL_BYTES)), memoryview(bytearray(BULK_BYTES))
+    await course.run(bulk, 2)  # connects, and warms both buffers
+    bulk_s = await course.run(bulk, BULK_MESSAGES)
+    round_trips_s = 0.0
+    for _ in range(ROUND_TRIPS):
+        round_trips_s += await course.run(small, 1)
+        course.turn()
+    row_s = await course.run(small, SMALL_MESSAGES)
+    return Speed(
+        bandwidth_bytes_per_s=BULK_MESSAGES * BULK_BYTES / bulk_s,
+        latency_s=round_trips_s / ROUND_TRIPS,
+        per_message_s=row_s / SMALL_MESSAGES,
+    )
+
+
+class _Course:
+    """Sends from one end to the other and times it."""
+
+    def __init__(self, source: Endpoint, target: Endpoint) -> None:
+        self._source, self._target = source, target
+        self._transfers = 0
+
+    def turn(self) -> None:
+        self._source, self._target = self._target, self._source
+
+    async def run(self, data: memoryview, messages: int) -> float:
+        """Seconds from the first send to the last arrival. The receives are posted before, as always."""
+        loop = asyncio.get_running_loop()
+        self._transfers += 1
+        tags = [tag_of(self._transfers, part) for part in range(messages)]
+        arrived: list[asyncio.Future[None]] = [loop.create_future() for _ in tags]
+        into = [memoryview(bytearray(len(data))) for _ in tags]
+        for tag, buffer, future in zip(tags, into, arrived, strict=True):
+            self._target.receive(tag, buffer, _settle(future))
+        sent: list[asyncio.Future[None]] = [loop.create_future() for _ in tags]
+        start_s = loop.time()
+        for tag, future in zip(tags, sent, strict=True):
+            self._source.send(tag, data, _settle(future))
+        await asyncio.gather(*arrived)
+        taken_s = loop.time() - start_s
+        await asyncio.gather(*sent)
+        return taken_s
+
+
+def _settle(future: "asyncio.Future[None]") -> Done:
+    def done(error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    return done
