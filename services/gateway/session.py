@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from services.gateway.events import Command, Send
+from services.gateway.events import Command, Opened, Send
 from services.gateway.timeline import Timeline
 from shared.ids import Address, RequestId, ServiceId
 from shared.wire.messages import Cancel, Chunk, Finish, Placed, Sampling, Submitted
@@ -63,6 +63,19 @@ class Session:
     resubmit_at: float | None = None
     unplaceable_since: float | None = None
     unplaceable_times: int = 0
+
+    @classmethod
+    def of(cls, opened: Opened, timeline: Timeline, now: float) -> "Session":
+        return cls(
+            request_id=opened.request_id,
+            prompt=opened.prompt,
+            sampling=opened.sampling,
+            model=opened.model,
+            arrived_at=now,
+            deadline=now + opened.time_left_s,
+            attempt=Attempt(number=0, border=0, submitted_at=now),
+            timeline=timeline,
+        )
 
     def take(self, chunk: Chunk) -> tuple[tuple[int, ...], Finish | None]:
         """The tokens that are new and next in order, and the finish once all tokens before it were taken."""

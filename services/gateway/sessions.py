@@ -4,13 +4,14 @@ Pure: events in, commands out; no I/O, no clock. What holds: a client is given e
 exactly one end (a Deliver with a finish, or an End). Frames of an attempt that is not the newest get a Cancel.
 """
 
-import heapq
-from collections.abc import Iterable
+from dataclasses import asdict
 from typing import assert_never
 
 from services.gateway import events as ev
+from services.gateway.alarms import Alarms
 from services.gateway.events import Command, Deliver, End, Outcome, Submit, Watch
-from services.gateway.session import Attempt, Session, cancel
+from services.gateway.peers import Peers
+from services.gateway.session import Session, cancel
 from services.gateway.timeline import Timelines
 from shared.ids import Address, RequestId, WorkerId
 from shared.link.port import Lost, Received
@@ -20,7 +21,6 @@ MAX_FAILURES = 3  # attempts that may end by a lost worker, a retryable failure 
 PLACEMENT_PATIENCE_S = 10.0
 UNPLACEABLE_LIMIT_S = 30.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 2.0
-_REMEMBERED_LOSSES = 4096
 
 
 class Sessions:
@@ -29,23 +29,17 @@ class Sessions:
     def __init__(self, identity: ev.Identity) -> None:
         self._identity = identity
         self._open: dict[RequestId, Session] = {}
-        self._alarms: list[tuple[float, RequestId]] = []  # a heap; entries of closed sessions are passed over
-        self._watched: set[Address] = set()
-        self._lost_workers: dict[WorkerId, None] = {}
+        self._alarms = Alarms()
+        self._peers = Peers()
         self._answering_since: float | None = float("-inf")
         self.timelines = Timelines()
 
     @property
     def wake_at(self) -> float | None:
-        return self._alarms[0][0] if self._alarms else None
+        return self._alarms.next_at
 
     def __len__(self) -> int:
         return len(self._open)
-
-    @property
-    def waiting(self) -> int:
-        """Requests of which no token has come yet."""
-        return sum(not session.received for session in self._open.values())
 
     def handle(self, event: ev.Event, now: float) -> list[Command]:
         match event:
@@ -88,25 +82,16 @@ class Sessions:
     # ---- a request's way --------------------------------------------------------------------------------------------
 
     def _on_opened(self, opened: ev.Opened, now: float) -> list[Command]:
-        session = Session(
-            request_id=opened.request_id,
-            prompt=opened.prompt,
-            sampling=opened.sampling,
-            model=opened.model,
-            arrived_at=now,
-            deadline=now + opened.time_left_s,
-            attempt=Attempt(number=0, border=0, submitted_at=now),
-            timeline=self.timelines.open(opened.request_id, now),
-        )
+        session = Session.of(opened, self.timelines.open(opened.request_id, now), now)
         self._open[session.request_id] = session
         session.timeline.note("received", now, prompt_tokens=len(opened.prompt))
-        self._wake(session, session.deadline)
+        self._alarms.wake(session.request_id, session.deadline)
         return self._submit(session, now)
 
     def _submit(self, session: Session, now: float) -> list[Command]:
         session.next_attempt(now)
         session.timeline.note("submitted", now, attempt=session.attempt.number, emitted=len(session.received))
-        self._wake(session, now + PLACEMENT_PATIENCE_S)
+        self._alarms.wake(session.request_id, now + PLACEMENT_PATIENCE_S)
         return [Submit(message=session.submitted(self._identity.gateway_id, self._identity.address, now))]
 
     def _on_placed(self, placed: Placed, now: float) -> list[Command]:
@@ -121,12 +106,12 @@ class Sessions:
             return [cancel(peer, placed.request_id, placed.attempt) for peer in sorted(surplus)]
         session.attempt.place(placed)
         session.unplaceable_since, session.unplaceable_times = None, 0
-        workers = {"prompt_worker": placed.prompt_worker, "token_worker": placed.token_worker}
-        session.timeline.note("placed", now, attempt=placed.attempt, **workers)
-        dead = [worker_id for worker_id in workers.values() if worker_id in self._lost_workers]
-        if dead:
-            return self._retry(session, f"{dead[0]} was lost before", now)
-        return [Watch(peer=peer) for peer in sorted(addresses) if self._first_watch(peer)]
+        session.timeline.note(
+            "placed", now, attempt=placed.attempt, prompt_worker=placed.prompt_worker, token_worker=placed.token_worker
+        )
+        if dead := self._peers.dead_in(placed):
+            return self._retry(session, f"{dead} was lost before", now)
+        return [Watch(peer=peer) for peer in self._peers.start_watching(placed)]
 
     def _on_frame(self, peer: Address, message: LinkMessage, now: float) -> list[Command]:
         match message:
@@ -145,9 +130,7 @@ class Sessions:
             return self._disown(peer, chunk.request_id, chunk.attempt)
         session.attempt.hear(peer, chunk.position + len(chunk.token_ids) - 1)
         if chunk.stage:
-            stage = chunk.stage
-            times = {"queue_s": stage.queue_s, "prefill_s": stage.prefill_s, "decode_s": stage.decode_s}
-            session.timeline.note("measured", now, worker=stage.worker_id, **times)
+            session.timeline.note("measured", now, **asdict(chunk.stage))
         first = not session.received
         token_ids, finish = session.take(chunk)
         if token_ids and first:
@@ -161,10 +144,8 @@ class Sessions:
         if session is None:
             return self._disown(peer, handed_off.request_id, handed_off.attempt)
         session.attempt.hand_off()
-        session.timeline.note(
-            "handed_off", now, mode=handed_off.mode.value, transport=handed_off.transport,
-            kv_bytes=handed_off.kv_bytes, transfer_s=handed_off.transfer_s, exposed_s=handed_off.exposed_s,
-        )  # fmt: skip
+        measured = {name: value for name, value in asdict(handed_off).items() if name != "request_id"}
+        session.timeline.note("handed_off", now, **measured)
         return []
 
     def _complete(self, session: Session, token_ids: tuple[int, ...], finish: Finish, now: float) -> Command:
@@ -183,13 +164,11 @@ class Sessions:
     # ---- trouble ----------------------------------------------------------------------------------------------------
 
     def _on_lost(self, peer: Address, reason: str, now: float) -> list[Command]:
-        self._watched.discard(peer)
+        self._peers.link_lost(peer)
         return [c for session in list(self._open.values()) for c in self._without(session, peer, reason, now)]
 
     def _on_worker_lost(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
-        self._lost_workers[worker_id] = None
-        if len(self._lost_workers) > _REMEMBERED_LOSSES:
-            del self._lost_workers[next(iter(self._lost_workers))]
+        self._peers.worker_lost(worker_id)
         commands: list[Command] = []
         for session in list(self._open.values()):
             placed = session.attempt.placed
@@ -258,7 +237,7 @@ class Sessions:
     def _resubmit_later(self, session: Session, at: float) -> list[Command]:
         session.attempt.over = True
         session.resubmit_at = at
-        self._wake(session, at)
+        self._alarms.wake(session.request_id, at)
         return []
 
     def _fail(
@@ -276,10 +255,8 @@ class Sessions:
     # ---- time -------------------------------------------------------------------------------------------------------
 
     def _on_woke(self, now: float) -> list[Command]:
-        due: dict[RequestId, None] = {}
-        while self._alarms and self._alarms[0][0] <= now:
-            due[heapq.heappop(self._alarms)[1]] = None
-        return [c for request_id in due if (s := self._open.get(request_id)) for c in self._look_after(s, now)]
+        rung = self._alarms.ring(now)
+        return [c for request_id in rung if (s := self._open.get(request_id)) for c in self._look_after(s, now)]
 
     def _look_after(self, session: Session, now: float) -> list[Command]:
         if now >= session.deadline:
@@ -291,21 +268,15 @@ class Sessions:
             patient_until = max(session.attempt.submitted_at, self._answering_since) + PLACEMENT_PATIENCE_S
             if now >= patient_until:
                 return self._retry(session, "no router placed it", now)
-            self._wake(session, patient_until)
+            self._alarms.wake(session.request_id, patient_until)
         return []
 
     def _on_broker_back(self, now: float) -> list[Command]:
         if self._answering_since is None:
             self._answering_since = now
-            for session in self._open.values():
-                if session.attempt.unheard:
-                    self._wake(session, now + PLACEMENT_PATIENCE_S)
+            for request_id in self._open:
+                self._alarms.wake(request_id, now + PLACEMENT_PATIENCE_S)
         return []
-
-    def _wake(self, session: Session, at: float) -> None:
-        heapq.heappush(self._alarms, (at, session.request_id))
-
-    # ---- small print ------------------------------------------------------------------------------------------------
 
     def _current(self, request_id: RequestId, attempt: int) -> Session | None:
         session = self._open.get(request_id)
@@ -316,11 +287,6 @@ class Sessions:
         timeline = self.timelines.get(request_id)
         return [] if timeline and timeline.finished_attempt == attempt else [cancel(peer, request_id, attempt)]
 
-    def _first_watch(self, peer: Address) -> bool:
-        fresh = peer not in self._watched
-        self._watched.add(peer)
-        return fresh
-
     def _close(self, session: Session, outcome: Outcome, now: float, **details: str) -> None:
         session.timeline.note("ended", now, outcome=outcome.value, output_tokens=len(session.received), **details)
         session.timeline.outcome = outcome.value
@@ -328,8 +294,7 @@ class Sessions:
 
     def check(self) -> None:
         """Invariants: every open request will be woken at its deadline; each session is in order."""
-        alarmed: Iterable[RequestId] = {request_id for _, request_id in self._alarms}
-        assert self._open.keys() <= set(alarmed)
+        assert self._open.keys() <= self._alarms.waiting_for()
         for session in self._open.values():
             session.check()
             assert session.failures < MAX_FAILURES
