@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from shared.ids import Address, RequestId, ServiceId
 from shared.link.port import Lost, Received
-from shared.wire.messages import Finish, LinkMessage, Placed, Sampling, Submitted, Unplaceable, WorkerLost
+from shared.wire.messages import Finish, LinkMessage, Placed, Sampling, Submitted, Unplaceable, WorkerLost, WorkerReport
 
 
 class Outcome(StrEnum):
@@ -72,7 +72,7 @@ class Stopping:
 
 
 OwnEvent = Opened | ClientLeft | StopStringMet | SubmitFailed | BrokerSilent | BrokerBack | Woke | Stopping
-Event = OwnEvent | Received | Lost | Placed | Unplaceable | WorkerLost
+Event = OwnEvent | Received | Lost | Placed | Unplaceable | WorkerLost | WorkerReport
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Which workers this gateway keeps links to, and which ones it knows to be dead."""
 
+from services.gateway.events import Command
 from shared.ids import Address, WorkerId
-from shared.wire.messages import Placed
+from shared.wire.messages import Placed, State, WorkerReport
 
 _REMEMBERED_LOSSES = 4096
 
@@ -24,6 +25,12 @@ class Peers:
         self._lost[worker_id] = None
         if len(self._lost) > _REMEMBERED_LOSSES:
             del self._lost[next(iter(self._lost))]
+
+    def heard(self, report: WorkerReport) -> list[Command]:
+        """One that was only silent is trusted again: the same incarnation speaks."""
+        if report.state is not State.LOST:
+            self._lost.pop(report.worker_id, None)
+        return []
 
     def dead_in(self, placed: Placed) -> WorkerId | None:
         """A worker that was lost before the placement that names it was seen."""

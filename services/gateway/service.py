@@ -178,7 +178,7 @@ class _Loops:
         if isinstance(message, WorkerReport):
             self._note_role(message)
         self._mesh.view.apply(message, entry.entry_id, self._clock.now() - entry.waited_s)
-        if isinstance(message, Placed | Unplaceable | WorkerLost):
+        if isinstance(message, Placed | Unplaceable | WorkerLost | WorkerReport):
             self._switchboard.feed(message)
 
     def _note_role(self, report: WorkerReport) -> None:

@@ -15,7 +15,8 @@ from services.gateway.session import Session, cancel
 from services.gateway.timeline import Timelines
 from shared.ids import Address, RequestId, WorkerId
 from shared.link.port import Lost, Received
-from shared.wire.messages import Chunk, Failed, Finish, HandedOff, LinkMessage, Placed, Tokens, Unplaceable, WorkerLost
+from shared.wire import messages as wire
+from shared.wire.messages import Chunk, Failed, Finish, HandedOff, LinkMessage, Placed, Unplaceable
 
 MAX_FAILURES = 3  # attempts that may end by a lost worker, a retryable failure or a lost submission
 PLACEMENT_PATIENCE_S = 10.0
@@ -51,8 +52,10 @@ class Sessions:
                 return self._on_unplaceable(event, now)
             case Lost(peer=peer, reason=reason):
                 return self._on_lost(peer, reason, now)
-            case WorkerLost(worker_id=worker_id, reason=reason):
+            case wire.WorkerLost(worker_id=worker_id, reason=reason):
                 return self._on_worker_lost(worker_id, reason, now)
+            case wire.WorkerReport():
+                return self._peers.heard(event)
             case _:
                 return self._on_own_event(event, now)
 
@@ -106,16 +109,15 @@ class Sessions:
             return [cancel(peer, placed.request_id, placed.attempt) for peer in sorted(surplus)]
         session.attempt.place(placed)
         session.unplaceable_since, session.unplaceable_times = None, 0
-        session.timeline.note(
-            "placed", now, attempt=placed.attempt, prompt_worker=placed.prompt_worker, token_worker=placed.token_worker
-        )
+        workers = {"prompt_worker": placed.prompt_worker, "token_worker": placed.token_worker}
+        session.timeline.note("placed", now, attempt=placed.attempt, **workers)
         if dead := self._peers.dead_in(placed):
-            return self._retry(session, f"{dead} was lost before", now)
+            return self._retry(session, f"{dead} was lost before", now, after_s=FIRST_BACKOFF_S)
         return [Watch(peer=peer) for peer in self._peers.start_watching(placed)]
 
     def _on_frame(self, peer: Address, message: LinkMessage, now: float) -> list[Command]:
         match message:
-            case Tokens(chunks=chunks):
+            case wire.Tokens(chunks=chunks):
                 return [command for chunk in chunks for command in self._on_chunk(peer, chunk, now)]
             case HandedOff():
                 return self._on_handed_off(peer, message, now)
@@ -251,8 +253,6 @@ class Sessions:
             retry_after_s=retry_after_s,
         )  # fmt: skip
         return [*commands, end]
-
-    # ---- time -------------------------------------------------------------------------------------------------------
 
     def _on_woke(self, now: float) -> list[Command]:
         rung = self._alarms.ring(now)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as BackendTokenizer
 
 from shared.errors import ConfigError, Rejected
@@ -132,8 +132,7 @@ class JsonTokenizer:
 
     def _byte_level_table(self) -> tuple[bytes, ...] | None:
         """Where the decoder is GPT-2's byte-level one, every token stands for fixed bytes."""
-        decoder = json.loads(self._backend.to_str())["decoder"]
-        if not decoder or decoder["type"] != "ByteLevel":
+        if not isinstance(self._backend.decoder, decoders.ByteLevel):
             return None
         byte_of = _byte_of_character()
         table = [b""] * self.vocab_size

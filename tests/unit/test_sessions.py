@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from services.gateway import events as ev
 from services.gateway.events import Command, Deliver, End, Identity, Outcome, Send, Submit, Watch
 from services.gateway.sessions import MAX_FAILURES, PLACEMENT_PATIENCE_S, UNPLACEABLE_LIMIT_S, Sessions
-from shared.ids import Address, RequestId, ServiceId, WorkerId
+from shared.ids import Address, EntryId, RequestId, ServiceId, WorkerId
 from shared.link.port import Lost, Received
 from shared.wire.messages import (
     Cancel,
@@ -19,11 +19,14 @@ from shared.wire.messages import (
     HandedOff,
     Placed,
     PushMode,
+    Role,
     Sampling,
+    State,
     Submitted,
     Tokens,
     Unplaceable,
     WorkerLost,
+    WorkerReport,
 )
 
 GATEWAY = ServiceId("gateway-0.aa")
@@ -55,6 +58,16 @@ def chunk(
     tokens = OUTPUT[position : position + count]
     one = Chunk(request_id=R, attempt=attempt, position=position, token_ids=tokens, finish=finish)
     return Received(peer=peer, message=Tokens(chunks=(one,)))
+
+
+def report(worker_id: WorkerId) -> WorkerReport:
+    return WorkerReport(
+        worker_id=worker_id, service="token_worker", pid=1, role=Role.TOKEN, pool=Role.TOKEN, state=State.READY,
+        model="m", max_model_len=64, link_address=T, covers=EntryId("0-0"), queue_tokens=0, demand_blocks=0, running=0,
+        waiting=0, block_size=16, kv_blocks_total=1, kv_blocks_used=0, kv_blocks_cached=0, kv_blocks_leaked=0,
+        prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0, transport="memory", transport_bandwidth_gb_s=1.0,
+        transport_latency_ms=1.0, loop_lag_p99_s=0.0,
+    )  # fmt: skip
 
 
 def handed_off(attempt: int = 1) -> Received:
@@ -157,7 +170,15 @@ def test_worker_lost_by_name_before_and_after_the_placement() -> None:
     run(sessions, opened(), placed())
     again = run(sessions, WorkerLost(worker_id=WorkerId(f"w-{T}"), reason="silent"))
     assert resubmitted(again).attempt == 2 and cancelled(again) == {(P, 1)}
-    assert resubmitted(run(sessions, placed(2))).attempt == 3, "it is placed on the dead one again"
+    assert not only(run(sessions, placed(2)), Watch), "it is placed on the dead one again"
+    assert resubmitted(run(sessions, ev.Woke(), now=1.0)).attempt == 3
+
+
+def test_a_worker_that_was_only_silent_is_trusted_again() -> None:
+    sessions = new()
+    worker_id = WorkerId(f"w-{T}")
+    run(sessions, WorkerLost(worker_id=worker_id, reason="silent"), report(worker_id), opened())
+    assert run(sessions, placed()) == [Watch(peer=P), Watch(peer=T)]
 
 
 def test_attempts_are_limited() -> None:
