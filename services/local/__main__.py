@@ -38,11 +38,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _up(arguments: Sequence[str]) -> int:
+    from services.local.terminal import own_foreground
     from services.local.up import up
 
     settings = config.parse("up", arguments, prog="splitmesh up")
     logging.configure(level=settings.log_level, form=settings.log_format, service="up")
-    return supervise.run(lambda supervisor: up(supervisor, settings, Console()))
+    with own_foreground():
+        return supervise.run(lambda supervisor: up(supervisor, settings, Console()))
 
 
 def _status(arguments: Sequence[str]) -> int:

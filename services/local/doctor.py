@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import Console
 
@@ -117,14 +118,15 @@ async def transports(supervisor: Supervisor) -> list[Finding]:
     """TCP is essential; UCX is the faster way where it exists."""
     from shared.transport.measure import measure
 
+    missing: dict[Literal["ucx", "tcp"], str] = {"ucx": "remark", "tcp": "failed"}
     found = []
-    for kind, missing in (("ucx", "remark"), ("tcp", "failed")):
+    for kind, level in missing.items():
         try:
             speed = await measure(kind, bind="127.0.0.1", spawn=supervisor.spawn)
             text = f"{speed.bandwidth_bytes_per_s / 1e9:.2f} GB/s, {speed.latency_s * 1e3:.2f} ms"
             found.append(Finding(subject=kind, text=text))
-        except MeshError as error:
-            found.append(Finding(subject=kind, text=str(error), level=missing))
+        except (MeshError, TimeoutError) as error:
+            found.append(Finding(subject=kind, text=str(error) or "nothing moves", level=level))
     return found
 
 

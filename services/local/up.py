@@ -22,7 +22,7 @@ from services.local.embedded_redis import EmbeddedRedis
 from services.local.fetch import fetched
 from services.local.fleet import Fleet
 from services.local.machine import free_port, this_machine
-from services.local.plan import Machine, check_memory, check_roles, commands
+from services.local.plan import Machine, check_memory, check_roles, commands, for_engine
 from services.local.view import StartView
 from shared.broker.redis_streams import RedisBroker
 from shared.clock import SystemClock
@@ -51,7 +51,7 @@ async def up(
 ) -> None:
     """Returns when it was asked to stop and everything is gone. Raises MeshError when the mesh cannot start."""
     check_roles(settings)
-    settings = dataclasses.replace(settings, port=free_port(settings.host, settings.port))
+    settings = dataclasses.replace(for_engine(settings), port=free_port(settings.host, settings.port))
     embedded = None if settings.redis_url else EmbeddedRedis()
     try:
         settings = dataclasses.replace(settings, redis_url=embedded.url if embedded else settings.redis_url)

@@ -1,7 +1,9 @@
 """`splitmesh up` as people run it: real processes, the fake engine, and nothing left afterwards."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -19,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from services.local.embedded_redis import PREFIX
+from services.local.embedded_redis import PREFIX, sweep_abandoned
 
 pytestmark = pytest.mark.system
 
@@ -156,6 +158,8 @@ def test_a_killed_worker_is_started_again_and_said_so(start: Callable[..., Up]) 
 
 
 def test_nothing_survives_when_it_is_killed(start: Callable[..., Up]) -> None:
+    """The kernel ends the children; the private directory goes when the next Redis is made."""
+    directories = redis_directories()
     up = start("--engine", "fake").serving()
     up.process.kill()
     up.end()
@@ -163,6 +167,27 @@ def test_nothing_survives_when_it_is_killed(start: Callable[..., Up]) -> None:
     while alive(up.family) and time.monotonic() < give_up_at:
         time.sleep(0.05)
     assert alive(up.family) == []
+    sweep_abandoned()
+    assert redis_directories() <= directories
+
+
+def test_ctrl_c_on_a_terminal_reaches_the_mesh_and_not_who_started_it() -> None:
+    """As under `make up`: the starter, here a shell, is not interrupted and sees exit code 0."""
+    command = f"{sys.executable} -m services.local up --engine fake --port 0; echo ended with $?"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execvp("bash", ["bash", "-c", command])
+    shown, asked = b"", False
+    with contextlib.suppress(OSError):  # the terminal is gone with its last process
+        while data := os.read(terminal, 1 << 16):
+            shown += data
+            if b"stop        Ctrl-C" in shown and not asked:
+                os.write(terminal, b"\x03")
+                asked = True
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert b"nothing is left behind" in shown and b"ended with 0" in shown, shown.decode()
 
 
 def test_asking_twice_stops_at_once(start: Callable[..., Up]) -> None:

@@ -126,3 +126,11 @@ async def test_doctor_knows_versions_and_the_machine() -> None:
         found |= {finding.subject: finding for finding in await doctor.machine(supervisor)}
     assert found["redis"].text.startswith("8.")
     assert int(found["cores"].text) >= 1
+
+
+async def test_doctor_tries_both_transports() -> None:
+    async with Supervisor() as supervisor:
+        found = {finding.subject: finding for finding in await doctor.transports(supervisor)}
+    assert list(found) == ["ucx", "tcp"]
+    assert found["tcp"].level == "ok" and "GB/s" in found["tcp"].text
+    assert found["ucx"].level in ("ok", "remark")
