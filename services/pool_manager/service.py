@@ -46,7 +46,7 @@ class PoolManager:
             now = self._clock.now()
             try:
                 for lost in self._membership.newly_lost(now):
-                    log.warning("worker lost", worker_id=lost.worker_id, reason=lost.reason)
+                    log.info("worker gone", worker_id=lost.worker_id, reason=lost.reason)
                     await self._broker.publish(REPORTS, lost, keep=KEEP_REPORTS)
                 for worker_id in self._membership.streams_to_delete(now):
                     await self._broker.delete(worker_stream(worker_id))

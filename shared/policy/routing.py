@@ -26,7 +26,7 @@ def place(view: View, request: Submitted, now: float) -> Placement | str:
     A mixed worker does both phases of what it is given. When a pool has nobody left, the other pool's workers do both
     phases too: every worker can.
     """
-    able = [w for w in view.reachable(now) if _can_hold(w, request)]
+    able = [w for w in view.reachable(now) if w.worker_id not in request.avoid and _can_hold(w, request)]
     if not able:
         return f"no ready worker serves model {request.model} with room for {request.prompt_tokens} tokens"
     prompts = [w for w in able if w.report.role is not Role.TOKEN] or able

@@ -73,6 +73,7 @@ class Submitted:
     gateway_id: ServiceId
     reply_to: Address
     model: str
+    avoid: tuple[WorkerId, ...] = ()
 
     @property
     def key(self) -> Attempt:

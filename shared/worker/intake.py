@@ -71,7 +71,6 @@ async def read_links(worker: Worker) -> None:
             case Received():
                 _on_frame(worker, event)
             case Lost():
-                log.info("peer lost", peer=event.peer, reason=event.reason)
                 worker.on_peer_lost(event.peer)
 
 

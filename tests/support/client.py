@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from shared.engine.fake import FakeEngine
+from shared.engine.fake import EOS, FakeEngine
 
 
 @dataclass(slots=True)
@@ -29,7 +29,8 @@ class Answer:
 
 def expected_text(prompt: str, count: int) -> str:
     """What the fake and paced engines must answer to a raw prompt, greedily."""
-    return bytes(FakeEngine.expected(list(prompt.encode()), count)).decode()
+    tokens = FakeEngine.expected(list(prompt.encode()), count)
+    return bytes(token for token in tokens if token != EOS).decode()
 
 
 async def stream(session: aiohttp.ClientSession, url: str, prompt: str, max_tokens: int, **more: Any) -> Answer:

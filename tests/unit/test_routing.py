@@ -93,6 +93,13 @@ def test_a_lost_worker_is_out_until_it_reports_again() -> None:
     assert choice(view) == ("p0", "p0")
 
 
+def test_workers_that_the_gateway_has_just_lost_are_avoided() -> None:
+    view = view_of(report("p0"), report("p1"), report("t0", Role.TOKEN))
+    result = place(view, submitted(avoid=(WorkerId("p0"), WorkerId("t0"))), 0.0)
+    assert not isinstance(result, str)
+    assert (result.prompt.worker_id, result.token.worker_id) == ("p1", "p1")
+
+
 def test_silence_counts_only_while_others_speak() -> None:
     view = view_of(report("p0"), report("p1"))
     assert choice(view, now=100.0) == ("p0", "p0"), "nobody is heard: the broker is in trouble, nobody is out"
