@@ -179,7 +179,7 @@ class TcpLinks:
                 return
             except ConnectionRefusedError:
                 self._lose(link, "connection refused")
-            except ConfigError as error:
+            except (ConfigError, ValueError) as error:
                 self._lose(link, str(error))
             except (OSError, TimeoutError) as error:
                 link.trouble = str(error) or "no answer"

@@ -69,7 +69,7 @@ class TcpEndpoint:
             asyncio.get_running_loop().call_soon(done, self._lost())
 
     def _lost(self) -> PeerLost:
-        return PeerLost(self._peer.decode(), self._closed or "closed")
+        return PeerLost(self._peer.decode(errors="replace"), self._closed or "closed")
 
     def _destination(self, tag: int, size_bytes: int) -> memoryview | None:
         if tag not in self._receives:
@@ -169,7 +169,7 @@ class TcpTransport:
                 await answered
             if _identity(connection.peer) != address:
                 raise PeerLost(where, "another process has taken its place")
-        except (OSError, TimeoutError, ConfigError) as error:
+        except (OSError, TimeoutError, ConfigError, ValueError) as error:
             connection.abort()
             raise PeerLost(where, str(error) or "no answer") from error
         except BaseException:

@@ -7,6 +7,7 @@ completed its request, and a request ends by completion or by the close of its e
 """
 
 import asyncio
+import ctypes
 import ipaddress
 import os
 import secrets
@@ -18,6 +19,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from shared.clock import SystemClock
 from shared.errors import ConfigError, HandoffFailed, PeerLost
 from shared.transport.port import Done
 from shared.transport.tcp import TcpEndpoint, TcpTransport
@@ -79,7 +81,7 @@ class UcxEndpoint:
         self._transport.forget(self._peer, self)
         self._tether.close()
         self._ucx.close_blocking()
-        self._transport.kick()
+        self._transport.cancel_orphans()
 
     def lost(self) -> PeerLost:
         return PeerLost("UCX peer", self._closed or "closed")
@@ -103,6 +105,7 @@ class UcxTransport:
         self._worker = worker
         self._tether = tether
         self._loop = asyncio.get_running_loop()
+        self._now = SystemClock().now  # a loop's own time may stand still within one of its rounds
         self._endpoints: dict[bytes, UcxEndpoint] = {}
         self._under_way: dict[Any, _Transfer] = {}
         self._kicked = False
@@ -140,7 +143,7 @@ class UcxTransport:
                 ucx = self._library.endpoint(self._worker, worker_address)
             except self._library.error as error:
                 tether.close()
-                raise PeerLost(tether_address.decode(), f"UCX: {error}") from error
+                raise PeerLost(repr(tether_address), f"UCX: {error}") from error
             self._endpoints[address] = UcxEndpoint(transport=self, peer=address, ucx=ucx, tether=tether)
             self.kick()
         return self._endpoints[address]
@@ -155,6 +158,7 @@ class UcxTransport:
             await asyncio.sleep(0.001)
         self._loop.remove_reader(self._fd)
         self._fd = None
+        self._library.let_go(self._worker)
         self._worker = None
         await self._tether.close()
 
@@ -175,6 +179,12 @@ class UcxTransport:
             self._kicked = True
             self._loop.call_soon(self._progress)
 
+    def cancel_orphans(self) -> None:
+        """Requests of an endpoint that UCX has found broken are the worker's to cancel, not the endpoint's."""
+        if self._worker is not None:
+            self._worker.cancel_inflight_requests()
+            self.kick()
+
     # ---- progress ---------------------------------------------------------------------------------------------------
 
     def _progress(self) -> None:
@@ -182,13 +192,13 @@ class UcxTransport:
         if self._fd is None:
             return
         self._kicked = False
-        pause_at = self._loop.time() + MAX_PROGRESS_S
+        pause_at = self._now() + MAX_PROGRESS_S
         while True:
             while self._worker.progress_once():
-                if self._loop.time() > pause_at:
+                if self._now() > pause_at:
                     break
             self._settle()
-            if self._loop.time() > pause_at:
+            if self._now() > pause_at:
                 self.kick()
                 return
             if self._worker.arm():
@@ -242,7 +252,14 @@ class _Library:
             worker.init_blocking_progress_mode()
         except (self._lib.UCXError, RuntimeError) as error:
             raise ConfigError(f"UCX cannot use {devices}: {error}", param="bind") from error
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(worker))
         return worker
+
+    def let_go(self, worker: Any) -> None:
+        """A worker's destructor takes in every message that nobody received, and waits for ever for one whose sender is
+        gone. So a worker is freed only if there is none, else never: not even by an interpreter that shuts down."""
+        if not worker.tag_probe(self.tag(0), self._lib.UCXXTagMask(0)).matched:
+            ctypes.pythonapi.Py_DecRef(ctypes.py_object(worker))
 
     def endpoint(self, worker: Any, address: bytes) -> Any:
         return self._lib.UCXEndpoint.create_from_worker_address(

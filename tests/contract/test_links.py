@@ -15,7 +15,7 @@ from shared.ids import Address, RequestId
 from shared.link.memory import MemoryLinks, MemoryNetwork
 from shared.link.port import LinkEvent, Links, Lost, Received
 from shared.link.tcp import TcpLinks
-from shared.wire.messages import Cancel, Chunk, Failed, Tokens
+from shared.wire.messages import Cancel, Chunk, Failed, LinkMessage, Tokens
 
 HEARTBEAT_S, LOST_AFTER_S = 0.1, 0.4
 SECRET = b"a secret of this mesh"
@@ -47,6 +47,8 @@ class MemoryMesh:
                 match await links.receive():
                     case Received(peer=peer, message=message):
                         links.send(peer, message)
+                    case Lost():
+                        pass
 
         self._spawn(run(links), name="echo")
         address = links.address
@@ -154,7 +156,7 @@ async def test_peers_do_not_mix(mesh: Mesh) -> None:
 async def test_large_messages_arrive_whole_between_small_ones(mesh: Mesh) -> None:
     one, other = await mesh.links(), await mesh.links()
     chunk = Chunk(request_id=RequestId("r"), attempt=0, position=0, token_ids=tuple(range(100_000, 700_000)))
-    sent = [cancel(1), Tokens(chunks=(chunk,)), cancel(2), Tokens(chunks=(chunk,)), cancel(3)]
+    sent: list[LinkMessage] = [cancel(1), Tokens(chunks=(chunk,)), cancel(2), Tokens(chunks=(chunk,)), cancel(3)]
     for message in sent:
         one.send(other.address, message)
     assert [await next_event(other) for _ in sent] == [Received(peer=one.address, message=m) for m in sent]
@@ -288,9 +290,12 @@ def test_tcp_links_work_on_uvloop_too() -> None:
     async def talk() -> None:
         async with asyncio.TaskGroup() as group:
 
+            def spawn(coroutine: Any, *, name: str) -> "asyncio.Task[None]":
+                return group.create_task(coroutine, name=name)
+
             async def opened() -> TcpLinks:
                 return await TcpLinks.open(
-                    bind="127.0.0.1", advertise=None, secret=SECRET, spawn=group.create_task, clock=SystemClock()
+                    bind="127.0.0.1", advertise=None, secret=SECRET, spawn=spawn, clock=SystemClock()
                 )
 
             one, other = await opened(), await opened()

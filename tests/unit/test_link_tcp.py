@@ -289,8 +289,9 @@ async def test_addresses_that_cannot_work_are_refused(opener: Opener) -> None:
     for bind, advertise in ((taken.address, None), ("0.0.0.0", None), ("127.0.0.1:http", None), ("0.0.0.0", "[::]:5")):
         with pytest.raises(ConfigError):
             await opener.links(bind=bind, advertise=advertise)
-    taken.send(Address("127.0.0.1:no-port"), cancel(1))
-    assert isinstance(await next_event(taken), Lost)
+    for nowhere in ("127.0.0.1:no-port", "\ufffd\ufffd", "\0:1", ""):
+        taken.send(Address(nowhere), cancel(1))
+        assert isinstance(await next_event(taken), Lost)
 
 
 def _bound(links: TcpLinks) -> str:

@@ -1,0 +1,95 @@
+"""Which transport is chosen, how fast it says it is, and that one file alone knows UCXX."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from shared.errors import ConfigError
+from shared.transport import ucx
+from shared.transport.choose import open_transport
+from shared.transport.measure import measure
+from shared.transport.port import MAX_PARTS, tag_of
+
+ROOT = Path(__file__).parents[2]
+SECRET = b"s"
+
+
+def no_tasks(coroutine: Any, *, name: str) -> Any:
+    raise AssertionError("transports need no tasks")
+
+
+async def opened_kind(wanted: Any, **options: Any) -> str:
+    options = {"bind": "127.0.0.1", "advertise": None} | options
+    transport = await open_transport(wanted, secret=SECRET, spawn=no_tasks, **options)
+    await transport.close()
+    return transport.kind
+
+
+async def test_ucx_is_preferred_and_tcp_is_to_be_had() -> None:
+    assert await opened_kind("auto") == "ucx"
+    assert await opened_kind("ucx") == "ucx"
+    assert await opened_kind("tcp") == "tcp"
+
+
+async def test_the_links_port_is_left_to_the_links() -> None:
+    server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    assert await opened_kind("ucx", bind=address, advertise=address) == "ucx"
+    assert await opened_kind("tcp", bind=address, advertise=address) == "tcp"
+    server.close()
+
+
+async def test_without_ucx_the_fallback_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ucx, "UCXX_VERSION", "0.99.00")
+    with structlog.testing.capture_logs() as logs:
+        assert await opened_kind("auto") == "tcp"
+    assert [entry["log_level"] for entry in logs] == ["warning"] and "0.99.00" in logs[0]["reason"]
+    with pytest.raises(ConfigError, match=r"needs ucxx 0\.99\.00, found 0\.52"):
+        await opened_kind("ucx")
+
+
+async def test_an_address_of_another_machine_cannot_be_bound() -> None:
+    for kind in ("ucx", "tcp"):
+        with pytest.raises(ConfigError, match=r"192\.0\.2\.1"):
+            await opened_kind(kind, bind="192.0.2.1")
+
+
+@pytest.mark.parametrize("kind", ["ucx", "tcp"])
+async def test_a_measurement_is_quick_and_plausible(kind: Any) -> None:
+    start = time.monotonic()
+    speed = await measure(kind, bind="127.0.0.1", spawn=no_tasks)
+    assert time.monotonic() - start < 3
+    assert 1e7 < speed.bandwidth_bytes_per_s < 1e12
+    assert 1e-6 < speed.latency_s < 0.05 and 1e-7 < speed.per_message_s < 0.05
+
+
+def test_one_file_alone_knows_ucxx() -> None:
+    folders = [ROOT / "shared", ROOT / "services", ROOT / "loadgen"]
+    users = [path for folder in folders for path in folder.rglob("*.py") if "import ucxx" in path.read_text()]
+    users += [path for folder in folders for path in folder.rglob("*.py") if "from ucxx" in path.read_text()]
+    assert {path.relative_to(ROOT).as_posix() for path in users} == {"shared/transport/ucx.py"}
+
+
+def test_ucxx_is_loaded_on_first_use_and_writes_nothing_to_stdout() -> None:
+    script = (
+        "import asyncio, sys; from shared.transport.ucx import UcxTransport; assert 'ucxx' not in sys.modules\n"
+        "async def main():\n"
+        "    await UcxTransport.open(bind='127.0.0.1', advertise=None, secret=b's')\n"
+        "asyncio.run(main())\n"  # it is not closed: the interpreter must end all the same
+    )
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=20, check=True)
+    assert ran.stdout == b""
+
+
+def test_tags_hold_a_transfer_and_a_part() -> None:
+    tags = [tag_of(transfer, part) for transfer in (1, 2, 2**48 - 1) for part in (0, 1, MAX_PARTS - 1)]
+    assert len(set(tags)) == 9 and max(tags) < 2**64 and min(tags) > 0
+    for transfer, part in ((0, 0), (2**48, 0), (1, -1), (1, MAX_PARTS)):
+        with pytest.raises(ValueError, match="out of range"):
+            tag_of(transfer, part)
