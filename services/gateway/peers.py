@@ -1,37 +1,46 @@
-"""Which workers this gateway keeps links to, and which ones it knows to be dead."""
+"""Which workers this gateway keeps links to, and which ones it takes for dead."""
 
 from services.gateway.events import Command
 from shared.ids import Address, WorkerId
 from shared.wire.messages import Placed, State, WorkerReport
 
-_REMEMBERED_LOSSES = 4096
+TRUST_AFTER_S = 1.5  # a report heard sooner after a loss was on its way before it
+_REMEMBERED = 4096
 
 
 class Peers:
+    """Routers learn of a death seconds after the link is lost; until then they may place work on the dead."""
+
     def __init__(self) -> None:
         self._watched: set[Address] = set()
-        self._lost: dict[WorkerId, None] = {}
+        self._worker_at: dict[Address, WorkerId] = {}
+        self._lost_at: dict[WorkerId, float] = {}
 
     def start_watching(self, placed: Placed) -> list[Address]:
         """Those of the placement that are not watched yet."""
+        self._worker_at |= {placed.prompt_address: placed.prompt_worker, placed.token_address: placed.token_worker}
         fresh = {placed.prompt_address, placed.token_address} - self._watched
         self._watched |= fresh
         return sorted(fresh)
 
-    def link_lost(self, peer: Address) -> None:
+    def link_lost(self, peer: Address, now: float) -> None:
         self._watched.discard(peer)
+        if worker_id := self._worker_at.pop(peer, None):
+            self.worker_lost(worker_id, now)
 
-    def worker_lost(self, worker_id: WorkerId) -> None:
-        self._lost[worker_id] = None
-        if len(self._lost) > _REMEMBERED_LOSSES:
-            del self._lost[next(iter(self._lost))]
+    def worker_lost(self, worker_id: WorkerId, now: float) -> None:
+        self._lost_at[worker_id] = now
+        if len(self._lost_at) > _REMEMBERED:
+            del self._lost_at[next(iter(self._lost_at))]
 
-    def heard(self, report: WorkerReport) -> list[Command]:
+    def heard(self, report: WorkerReport, now: float) -> list[Command]:
         """One that was only silent is trusted again: the same incarnation speaks."""
-        if report.state is not State.LOST:
-            self._lost.pop(report.worker_id, None)
+        lost_at = self._lost_at.get(report.worker_id, now)
+        if report.state is not State.LOST and now - lost_at > TRUST_AFTER_S:
+            del self._lost_at[report.worker_id]
         return []
 
-    def dead_in(self, placed: Placed) -> WorkerId | None:
-        """A worker that was lost before the placement that names it was seen."""
-        return next((w for w in (placed.prompt_worker, placed.token_worker) if w in self._lost), None)
+    def dead_in(self, placed: Placed) -> dict[Address, WorkerId]:
+        """Workers that were lost before the placement that names them was seen."""
+        named = {placed.prompt_address: placed.prompt_worker, placed.token_address: placed.token_worker}
+        return {address: worker_id for address, worker_id in named.items() if worker_id in self._lost_at}

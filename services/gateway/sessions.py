@@ -55,7 +55,7 @@ class Sessions:
             case wire.WorkerLost(worker_id=worker_id, reason=reason):
                 return self._on_worker_lost(worker_id, reason, now)
             case wire.WorkerReport():
-                return self._peers.heard(event)
+                return self._peers.heard(event, now)
             case _:
                 return self._on_own_event(event, now)
 
@@ -77,8 +77,8 @@ class Sessions:
             case ev.BrokerBack():
                 return self._on_broker_back(now)
             case ev.Stopping():
-                message = "this gateway is shutting down"
-                return [c for s in list(self._open.values()) for c in self._fail(s, 503, "shutting_down", message, now)]
+                ends = [self._fail(s, 503, "shutting_down", "this gateway stops", now) for s in [*self._open.values()]]
+                return [command for commands in ends for command in commands]
             case _:
                 assert_never(event)
 
@@ -107,12 +107,13 @@ class Sessions:
         if session.attempt.placed is not None:  # the same attempt, twice in the queue: the first placement counts
             surplus = addresses - session.attempt.peers
             return [cancel(peer, placed.request_id, placed.attempt) for peer in sorted(surplus)]
-        session.attempt.place(placed)
-        session.unplaceable_since, session.unplaceable_times = None, 0
         workers = {"prompt_worker": placed.prompt_worker, "token_worker": placed.token_worker}
         session.timeline.note("placed", now, attempt=placed.attempt, **workers)
         if dead := self._peers.dead_in(placed):
-            return self._retry(session, f"{dead} was lost before", now, after_s=FIRST_BACKOFF_S)
+            living = [cancel(peer, placed.request_id, placed.attempt) for peer in sorted(addresses - dead.keys())]
+            return [*living, *self._place_later(session, f"{', '.join(dead.values())} is lost", now)]
+        session.attempt.place(placed)
+        session.unplaceable_since, session.unplaceable_times = None, 0
         return [Watch(peer=peer) for peer in self._peers.start_watching(placed)]
 
     def _on_frame(self, peer: Address, message: LinkMessage, now: float) -> list[Command]:
@@ -166,11 +167,11 @@ class Sessions:
     # ---- trouble ----------------------------------------------------------------------------------------------------
 
     def _on_lost(self, peer: Address, reason: str, now: float) -> list[Command]:
-        self._peers.link_lost(peer)
+        self._peers.link_lost(peer, now)
         return [c for session in list(self._open.values()) for c in self._without(session, peer, reason, now)]
 
     def _on_worker_lost(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
-        self._peers.worker_lost(worker_id)
+        self._peers.worker_lost(worker_id, now)
         commands: list[Command] = []
         for session in list(self._open.values()):
             placed = session.attempt.placed
@@ -212,11 +213,15 @@ class Sessions:
         session = self._current(message.request_id, message.attempt)
         if session is None or not session.attempt.unheard:
             return []
+        return self._place_later(session, message.reason, now)
+
+    def _place_later(self, session: Session, reason: str, now: float) -> list[Command]:
+        """Nobody has worked on it: try again for a while, that counts as no failure."""
+        session.timeline.note("unplaceable", now, attempt=session.attempt.number, reason=reason)
         if session.unplaceable_since is None:
             session.unplaceable_since = now
-        session.timeline.note("unplaceable", now, attempt=message.attempt, reason=message.reason)
         if now - session.unplaceable_since >= UNPLACEABLE_LIMIT_S:
-            return self._fail(session, 503, "no_worker", f"no worker can take this request: {message.reason}", now, 5.0)
+            return self._fail(session, 503, "no_worker", f"no worker can take this request: {reason}", now, 5.0)
         backoff_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**session.unplaceable_times)
         session.unplaceable_times += 1
         return self._resubmit_later(session, now + backoff_s)

@@ -170,23 +170,43 @@ def test_worker_lost_by_name_before_and_after_the_placement() -> None:
     run(sessions, opened(), placed())
     again = run(sessions, WorkerLost(worker_id=WorkerId(f"w-{T}"), reason="silent"))
     assert resubmitted(again).attempt == 2 and cancelled(again) == {(P, 1)}
-    assert not only(run(sessions, placed(2)), Watch), "it is placed on the dead one again"
+    commands = run(sessions, placed(2))
+    assert cancelled(commands) == {(P, 2)} and not only(commands, Watch), "it is placed on the dead one again"
     assert resubmitted(run(sessions, ev.Woke(), now=1.0)).attempt == 3
+
+
+def test_placements_on_the_dead_are_no_failures() -> None:
+    """Routers learn of a death later than the gateway does: that must not use up the attempts."""
+    sessions = new()
+    run(sessions, opened(), placed(), chunk(0), Lost(peer=T, reason="killed"))
+    now, attempt = 0.0, 2
+    while now < 4.0:
+        assert cancelled(run(sessions, placed(attempt), now=now)) == {(P, attempt)}
+        assert sessions.wake_at is not None
+        now = max(now, sessions.wake_at)
+        submits = only(run(sessions, ev.Woke(), now=now), Submit)
+        attempt = submits[0].message.attempt if submits else attempt
+    run(sessions, placed(attempt, P, T2), now=now)
+    end = run(sessions, chunk(1, 7, peer=T2, attempt=attempt, finish=Finish.LENGTH), now=now)
+    assert end == [Deliver(request_id=R, token_ids=OUTPUT[1:8], finish=Finish.LENGTH)]
 
 
 def test_a_worker_that_was_only_silent_is_trusted_again() -> None:
     sessions = new()
     worker_id = WorkerId(f"w-{T}")
-    run(sessions, WorkerLost(worker_id=worker_id, reason="silent"), report(worker_id), opened())
-    assert run(sessions, placed()) == [Watch(peer=P), Watch(peer=T)]
+    run(sessions, opened(), WorkerLost(worker_id=worker_id, reason="silent"), report(worker_id))
+    assert not only(run(sessions, placed()), Watch), "the report was older than the loss"
+    run(sessions, ev.Woke(), now=2.0)
+    assert run(sessions, report(worker_id), placed(2), now=2.0) == [Watch(peer=P), Watch(peer=T)]
 
 
 def test_attempts_are_limited() -> None:
     sessions = new()
     run(sessions, opened())
     for attempt in range(1, MAX_FAILURES):
-        run(sessions, placed(attempt))
-        assert resubmitted(run(sessions, Lost(peer=T, reason="killed"))).attempt == attempt + 1
+        token = Address(f"t{attempt}:1")
+        run(sessions, placed(attempt, P, token))
+        assert resubmitted(run(sessions, Lost(peer=token, reason="killed"))).attempt == attempt + 1
     run(sessions, placed(MAX_FAILURES))
     (end,) = only(run(sessions, Lost(peer=T, reason="killed")), End)
     assert (end.status, end.code, end.outcome) == (503, "workers_failed", Outcome.FAILED)
@@ -205,7 +225,7 @@ def test_failed_retryable_goes_on_after_a_pause_and_other_failures_end() -> None
     run(sessions, opened(), placed())
     assert cancelled(run(sessions, failed(T, retryable=True))) == {(P, 1)}
     assert resubmitted(run(sessions, ev.Woke(), now=1.0)).attempt == 2
-    run(sessions, placed(2))
+    run(sessions, placed(2), now=1.0)
     (end,) = only(run(sessions, failed(P, retryable=False, attempt=2)), End)
     assert (end.status, end.code, end.message) == (500, "no_room", "no room")
 
