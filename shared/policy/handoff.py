@@ -185,7 +185,7 @@ class HandOffDone:
     key: Attempt
     mode: PushMode
     size_bytes: int
-    transfer_s: float
+    transfer_s: float  # from the first slice pushed to the acknowledgement
     exposed_s: float  # from the first token (all layers computed) to the acknowledgement
     resent: int
 

@@ -49,7 +49,7 @@ class Outgoing:
     pushed: set[int] = field(default_factory=set)
     ready: int = 0
     granted_by: bytes | None = None
-    granted_at: float = 0.0
+    pushed_at: float = 0.0  # when its first slice left
     checksums: dict[int, int] = field(default_factory=dict)
     first_token: int | None = None
     prefilled_at: float = 0.0
@@ -117,11 +117,10 @@ class PromptSide:
             case h.SliceReady(index=index):
                 out.ready += 1
                 out.to_push.append(index)
-                yield from self._push(out)
+                yield from self._push(out, now)
             case Granted(transfer_id=transfer_id) if transfer_id == out.transfer_id:
                 out.granted_by = event.kv_address
-                out.granted_at = now
-                yield from self._push(out)
+                yield from self._push(out, now)
             case h.SlicePushed(transfer_id=transfer_id) if transfer_id == out.transfer_id:
                 out.checksums[event.index] = event.checksum
                 yield from self._complete(out, now)
@@ -131,7 +130,7 @@ class PromptSide:
             case KvAccepted(transfer_id=transfer_id) if transfer_id == out.transfer_id:
                 yield from self._accept(out, now)
             case KvDamaged():
-                yield from self._push_again(out, event)
+                yield from self._push_again(out, event, now)
             case Refused(reason=reason):
                 yield from self._withdraw(out, now)
                 yield h.DecodeHere(key=out.request.key, reason=reason)
@@ -144,9 +143,10 @@ class PromptSide:
             case _:
                 pass
 
-    def _push(self, out: Outgoing) -> Iterator[h.Command]:
-        if out.granted_by is None:
+    def _push(self, out: Outgoing, now: float) -> Iterator[h.Command]:
+        if out.granted_by is None or not out.to_push:
             return
+        out.pushed_at = out.pushed_at or now
         waiting, out.to_push = out.to_push, []
         out.pushed.update(waiting)
         for index in waiting:
@@ -173,7 +173,7 @@ class PromptSide:
             ),
         )
 
-    def _push_again(self, out: Outgoing, damaged: KvDamaged) -> Iterator[h.Command]:
+    def _push_again(self, out: Outgoing, damaged: KvDamaged, now: float) -> Iterator[h.Command]:
         if any(not 0 <= index < out.slices for index in damaged.slices):
             return
         out.resent += len(damaged.slices)
@@ -183,7 +183,7 @@ class PromptSide:
         out.pushed = set(range(out.slices)) - set(damaged.slices)
         out.to_push = list(damaged.slices)
         out.completed_at = None
-        yield from self._push(out)
+        yield from self._push(out, now)
 
     def _accept(self, out: Outgoing, now: float) -> Iterator[h.Command]:
         del self._outgoing[out.request.key]
@@ -191,7 +191,7 @@ class PromptSide:
             key=out.request.key,
             mode=out.mode,
             size_bytes=out.size_bytes,
-            transfer_s=now - out.granted_at,
+            transfer_s=now - out.pushed_at,
             exposed_s=now - out.prefilled_at,
             resent=out.resent,
         )
