@@ -90,7 +90,16 @@ class Up:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Up]]:
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where this test alone keeps temporary files; short, as socket paths must be."""
+    with tempfile.TemporaryDirectory(prefix="up-") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield Path(directory)
+
+
+@pytest.fixture
+def start(temporary: Path) -> Iterator[Callable[..., Up]]:
     """Starts meshes and sees to it that none survives the test."""
     started: list[Up] = []
 
@@ -104,9 +113,7 @@ def start() -> Iterator[Callable[..., Up]]:
 
 
 def complete(url: str, prompt: str) -> dict[str, Any]:
-    body = json.dumps(
-        {"model": "smollm2-135m-instruct", "prompt": prompt, "max_tokens": 8, "ignore_eos": True}
-    ).encode()
+    body = json.dumps({"model": "bytes", "prompt": prompt, "max_tokens": 8, "ignore_eos": True}).encode()
     request = urllib.request.Request(url + "/v1/completions", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=20) as answer:
         result: dict[str, Any] = json.load(answer)
@@ -121,14 +128,9 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def redis_directories() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob(PREFIX + "*"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_and_leaves_nothing_behind(start: Callable[..., Up], number: signal.Signals) -> None:
+def test_it_serves_and_leaves_nothing_behind(start: Callable[..., Up], number: signal.Signals, temporary: Path) -> None:
     """On the way: secrets are on nobody's command line."""
-    directories = redis_directories()
     secrets = {"SPLITMESH_MESH_SECRET": "my-secret"}
     up = start("--engine", "fake", environment=secrets).serving()
     lines = " ".join(" ".join(process.cmdline()) for process in up.family)
@@ -138,11 +140,11 @@ def test_it_serves_and_leaves_nothing_behind(start: Callable[..., Up], number: s
     assert {worker["role"]: worker["state"] for worker in mesh["workers"]} == {"prompt": "ready", "token": "ready"}
     assert {service["service"] for service in mesh["services"]} >= {"gateway", "router", "pool_manager"}
     assert len(up.family) == 6
-    assert redis_directories() > directories
+    assert len(list(temporary.glob(PREFIX + "*"))) == 1
     up.process.send_signal(number)
     assert up.end() == 0, "\n".join(up.said)
     assert alive(up.family) == []
-    assert redis_directories() <= directories
+    assert list(temporary.iterdir()) == []
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(up.url + "/health", timeout=1)
 
@@ -157,9 +159,8 @@ def test_a_killed_worker_is_started_again_and_said_so(start: Callable[..., Up]) 
     assert complete(up.url, "again")["usage"]["completion_tokens"] == 8
 
 
-def test_nothing_survives_when_it_is_killed(start: Callable[..., Up]) -> None:
+def test_nothing_survives_when_it_is_killed(start: Callable[..., Up], temporary: Path) -> None:
     """The kernel ends the children; the private directory goes when the next Redis is made."""
-    directories = redis_directories()
     up = start("--engine", "fake").serving()
     up.process.kill()
     up.end()
@@ -168,7 +169,7 @@ def test_nothing_survives_when_it_is_killed(start: Callable[..., Up]) -> None:
         time.sleep(0.05)
     assert alive(up.family) == []
     sweep_abandoned()
-    assert redis_directories() <= directories
+    assert list(temporary.iterdir()) == []
 
 
 def test_ctrl_c_on_a_terminal_reaches_the_mesh_and_not_who_started_it() -> None:

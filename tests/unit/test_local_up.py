@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 
 from services.local.children import Command
-from services.local.embedded_redis import PREFIX
 from services.local.plan import Machine
 from services.local.up import up
 from shared.errors import ConfigError
@@ -86,16 +85,13 @@ class Running:
 
 
 @pytest.fixture
-async def leaving_nothing() -> AsyncIterator[None]:
-    """Every child and every private directory is gone after the test."""
-    before = set(_directories())
-    yield
+def leaving_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every child and every temporary file is gone after the test."""
+    with tempfile.TemporaryDirectory(prefix="up-") as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield
+        assert list(Path(directory).iterdir()) == []
     assert [child for child in psutil.Process().children(recursive=True) if _runs(child)] == []
-    assert set(_directories()) <= before
-
-
-def _directories() -> list[Path]:
-    return list(Path(tempfile.gettempdir()).glob(PREFIX + "*"))
 
 
 def _runs(process: psutil.Process) -> bool:
