@@ -62,9 +62,11 @@ async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
     client = redis.asyncio.Redis.from_url(url)
 
     async def append_redis(stream: StreamName, frame: bytes) -> EntryId:
-        return EntryId((await client.xadd(f"splitmesh:{stream}", {"m": frame})).decode())
+        entry_id = await client.xadd(f"splitmesh:{stream}", {"m": frame})
+        assert isinstance(entry_id, bytes)
+        return EntryId(entry_id.decode())
 
-    yield Mesh(*brokers, append_redis)
+    yield Mesh(brokers[0], brokers[1], append_redis)
     for broker in brokers:
         await broker.close()
     await client.aclose()
