@@ -10,7 +10,8 @@ from shared.policy.batching import Batch, Phase
 from shared.policy.sequence import Sequence
 from shared.wire.messages import PushMode, StageTimes
 from shared.worker.engine_thread import StepAborted
-from shared.worker.worker import Worker, random_transfer_ids
+from shared.worker.transfers import random_transfer_ids
+from shared.worker.worker import Worker
 
 log = structlog.get_logger()
 

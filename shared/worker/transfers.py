@@ -6,7 +6,8 @@ page, and blocks can be given back while a transfer is still draining.
 """
 
 import asyncio
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
 
 import structlog
 import xxhash
@@ -143,3 +144,8 @@ class Transfers:
     def _fail(self, job: Job, error: Exception) -> None:
         log.warning("kv transfer failed", transfer=job.transfer_id, reason=str(error))
         self._feed(h.TransferFailed(key=job.request.key, transfer_id=job.transfer_id, reason=str(error)))
+
+
+def random_transfer_ids() -> Iterator[int]:
+    while True:
+        yield secrets.randbelow((1 << 48) - 1) + 1

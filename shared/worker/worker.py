@@ -11,9 +11,8 @@ computes it keeps its blocks until that step is over.
 """
 
 import asyncio
-import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import structlog
 
@@ -38,7 +37,7 @@ from shared.worker.engine_thread import EngineThread
 from shared.worker.load import Coming, Speed
 from shared.worker.options import PROMPT_SHARE, WorkerOptions
 from shared.worker.outbox import Outbox
-from shared.worker.transfers import Transfers
+from shared.worker.transfers import Transfers, random_transfer_ids
 
 log = structlog.get_logger()
 
@@ -294,8 +293,3 @@ class Worker:
         self.token_side.check()
         live = [*self.sequences, *(r.key for r in self.token_side.requests())]
         assert self.blocks.leaked(live) == 0, "blocks without a request"
-
-
-def random_transfer_ids() -> Iterator[int]:
-    while True:
-        yield secrets.randbelow((1 << 48) - 1) + 1
