@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from services.gateway.events import Command, Opened, Send
 from services.gateway.timeline import Timeline
-from shared.ids import Address, RequestId, ServiceId
+from shared.ids import Address, RequestId, ServiceId, WorkerId
 from shared.wire.messages import Cancel, Chunk, Finish, Placed, Sampling, Submitted
 
 
@@ -28,6 +28,14 @@ class Attempt:
     @property
     def unheard(self) -> bool:
         return not self.over and self.placed is None and not self.peers
+
+    def addresses_of(self, worker_id: WorkerId) -> list[Address]:
+        """Where this worker is, if the attempt was placed on it."""
+        placed = self.placed
+        if placed is None:
+            return []
+        named = {placed.prompt_address: placed.prompt_worker, placed.token_address: placed.token_worker}
+        return [address for address, name in named.items() if name == worker_id]
 
     def place(self, placed: Placed) -> None:
         self.placed = placed

@@ -172,14 +172,8 @@ class Sessions:
 
     def _on_worker_lost(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
         self._peers.worker_lost(worker_id, now)
-        commands: list[Command] = []
-        for session in list(self._open.values()):
-            placed = session.attempt.placed
-            if placed and placed.prompt_worker == worker_id:
-                commands += self._without(session, placed.prompt_address, reason, now)
-            elif placed and placed.token_worker == worker_id:
-                commands += self._without(session, placed.token_address, reason, now)
-        return commands
+        affected = [(s, address) for s in self._open.values() for address in s.attempt.addresses_of(worker_id)]
+        return [c for session, address in affected for c in self._without(session, address, reason, now)]
 
     def _without(self, session: Session, peer: Address, reason: str, now: float) -> list[Command]:
         attempt = session.attempt

@@ -169,7 +169,10 @@ def test_byte_tokenizer() -> None:
     )
 
 
-def test_gateway_side_imports_stay_light() -> None:
-    script = "import sys, shared.models.detokenizer; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
-    assert result.stdout.strip() == "[]"
+def test_the_gateway_starts_without_torch() -> None:
+    script = "import sys, services.gateway.__main__; print({'torch', 'transformers', 'numpy'} & sys.modules.keys())"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60, cwd=root
+    )
+    assert done.stdout.strip() == "set()"
