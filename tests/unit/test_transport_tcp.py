@@ -8,6 +8,7 @@ import pytest
 
 from shared.errors import PeerLost
 from shared.ids import Address
+from shared.transport import tcp_connection
 from shared.transport.port import tag_of
 from shared.transport.tcp import MAX_STRANGERS, TcpTransport
 from shared.wire.address import split
@@ -60,12 +61,15 @@ async def test_junk_is_closed_at_once(transport: TcpTransport, junk: bytes) -> N
     writer.close()
 
 
-async def test_silent_strangers_are_few_and_closed_in_time(transport: TcpTransport) -> None:
+async def test_silent_strangers_are_few_and_closed_in_time(
+    transport: TcpTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp_connection, "HELLO_WITHIN_S", 0.3)
     connections = [await asyncio.open_connection(*where(transport)) for _ in range(MAX_STRANGERS)]
     await asyncio.sleep(0.05)
     extra, extra_writer = await asyncio.open_connection(*where(transport))
     await ends(extra, within_s=0.5)
-    await asyncio.gather(*(ends(reader, within_s=2.5) for reader, _ in connections))
+    await asyncio.gather(*(ends(reader, within_s=1.0) for reader, _ in connections))
     for _, writer in [*connections, (extra, extra_writer)]:
         writer.close()
 
