@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from shared.clock import SystemClock
 from shared.errors import ConfigError, HandoffFailed, PeerLost
