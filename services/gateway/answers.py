@@ -32,24 +32,27 @@ class Answer:
     model: str
     chat: bool
     include_usage: bool
+    prompt_token_ids: list[int] | None  # given if token ids were asked for (vLLM's `return_token_ids`)
 
-    def whole(self, text: str, finish: str, usage: Usage) -> dict[str, Any]:
+    def whole(self, text: str, token_ids: list[int], finish: str, usage: Usage) -> dict[str, Any]:
         if self.chat:
             choice = {"index": 0, "message": {"role": "assistant", "content": text}}
         else:
             choice = {"index": 0, "text": text}
         choice |= {"logprobs": None, "finish_reason": finish}
+        if self.prompt_token_ids is not None:
+            choice |= {"prompt_token_ids": self.prompt_token_ids, "token_ids": token_ids}
         kind = "chat.completion" if self.chat else "text_completion"
         return {**self._head(kind), "choices": [choice], "usage": usage.as_json()}
 
     def opening(self) -> bytes | None:
         """A chat begins with an event that names the role."""
-        return self._piece({"delta": {"role": "assistant", "content": ""}}, None) if self.chat else None
+        return self._piece({"delta": {"role": "assistant", "content": ""}}, [], None) if self.chat else None
 
-    def piece(self, text: str, finish: str | None) -> bytes:
+    def piece(self, text: str, token_ids: list[int], finish: str | None) -> bytes:
         if self.chat:
-            return self._piece({"delta": {"content": text} if text or not finish else {}}, finish)
-        return self._piece({"text": text}, finish)
+            return self._piece({"delta": {"content": text} if text or not finish else {}}, token_ids, finish)
+        return self._piece({"text": text}, token_ids, finish)
 
     def closing(self, usage: Usage) -> bytes | None:
         """An event without choices, if usage was asked for."""
@@ -57,8 +60,10 @@ class Answer:
             event({**self._head(self._kind), "choices": [], "usage": usage.as_json()}) if self.include_usage else None
         )
 
-    def _piece(self, content: dict[str, Any], finish: str | None) -> bytes:
+    def _piece(self, content: dict[str, Any], token_ids: list[int], finish: str | None) -> bytes:
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
+        if self.prompt_token_ids is not None:
+            choice["token_ids"] = token_ids
         usage = {"usage": None} if self.include_usage else {}
         return event({**self._head(self._kind), "choices": [choice], **usage})
 

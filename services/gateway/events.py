@@ -5,7 +5,8 @@ from enum import StrEnum
 
 from shared.ids import Address, RequestId, ServiceId
 from shared.link.port import Lost, Received
-from shared.wire.messages import Finish, LinkMessage, Placed, Sampling, Submitted, Unplaceable, WorkerLost, WorkerReport
+from shared.wire.messages import LinkMessage, Placed, Submitted, Unplaceable, WorkerReport
+from shared.wire.terms import Finish, Sampling
 
 
 class Outcome(StrEnum):
@@ -72,7 +73,7 @@ class Stopping:
 
 
 OwnEvent = Opened | ClientLeft | StopStringMet | SubmitFailed | BrokerSilent | BrokerBack | Woke | Stopping
-Event = OwnEvent | Received | Lost | Placed | Unplaceable | WorkerLost | WorkerReport
+Event = OwnEvent | Received | Lost | Placed | Unplaceable | WorkerReport
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from shared.errors import Overloaded, Rejected
 from shared.ids import RequestId
 from shared.models.detokenizer import TextStream
 from shared.models.tokenizer import Tokenizer
-from shared.wire.messages import Finish, Sampling
+from shared.wire.terms import Finish, Sampling
 
 DEFAULT_COMPLETION_TOKENS = 16
 STALLED_READER_S = 30.0
@@ -29,9 +29,10 @@ _EVENT_STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """New text of an answer; `finish` says that it is the last piece."""
+    """New text of an answer and the tokens it came with; `finish` says that it is the last piece."""
 
     text: str
+    token_ids: list[int]
     finish: str | None
 
 
@@ -92,6 +93,7 @@ class Generator:
             model=self.mesh.model,
             chat=chat,
             include_usage=body.include_usage,
+            prompt_token_ids=prompt if body.return_token_ids else None,
         )
         opened = Opened(
             request_id=request_id,
@@ -118,19 +120,20 @@ class Generator:
                 usage.completion_tokens += len(token_ids)
                 if isinstance(end, End):
                     raise Ended(end)
+                spoken = token_ids
                 if end is Finish.STOP and token_ids and token_ids[-1] in silent:
-                    token_ids = token_ids[:-1]  # what stopped the answer is no part of its text
-                new, stopped = text.push(token_ids)
+                    spoken = token_ids[:-1]  # what stopped the answer is no part of its text
+                new, stopped = text.push(spoken)
                 if stopped:
                     usage.completion_tokens = text.used_tokens
                     outcome = Outcome.COMPLETED
-                    yield Piece(text=new, finish="stop")
+                    yield Piece(text=new, token_ids=token_ids, finish="stop")
                     return
                 if end is not None:
-                    yield Piece(text=new + text.flush(), finish=end.value)
+                    yield Piece(text=new + text.flush(), token_ids=token_ids, finish=end.value)
                     return
                 if token_ids:  # also without text: each step shows, as it does in vLLM
-                    yield Piece(text=new, finish=None)
+                    yield Piece(text=new, token_ids=token_ids, finish=None)
         finally:
             self.switchboard.leave(mailbox, outcome)
 
@@ -157,14 +160,16 @@ class Generator:
 
 async def _whole(answer: Answer, pieces: AsyncIterator[Piece], usage: Usage) -> web.StreamResponse:
     texts: list[str] = []
+    token_ids: list[int] = []
     finish = "stop"
     try:
         async for piece in pieces:
             texts.append(piece.text)
+            token_ids += piece.token_ids
             finish = piece.finish or finish
     except Ended as error:
         return ended_response(error.end)
-    return web.json_response(answer.whole("".join(texts), finish, usage))
+    return web.json_response(answer.whole("".join(texts), token_ids, finish, usage))
 
 
 async def _streamed(
@@ -178,7 +183,7 @@ async def _streamed(
                 await response.prepare(http)
                 if opening := answer.opening():
                     await _write(response, opening)
-            await _write(response, answer.piece(piece.text, piece.finish))
+            await _write(response, answer.piece(piece.text, piece.token_ids, piece.finish))
     except Ended as error:
         if not response.prepared:
             return ended_response(error.end)

@@ -5,7 +5,8 @@ from typing import Any
 
 from shared.ids import WorkerId
 from shared.policy.view import View, WorkerView
-from shared.wire.messages import Role, ServiceReport, State, WorkerReport
+from shared.wire.messages import ServiceReport, WorkerReport
+from shared.wire.terms import Role, State
 
 _PROMPT = (Role.PROMPT, Role.MIXED)
 _TOKEN = (Role.TOKEN, Role.MIXED)

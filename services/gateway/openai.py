@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from services.gateway.errors import rejected
 from shared.errors import Rejected
-from shared.wire.messages import Sampling
+from shared.wire.terms import Sampling
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1000
@@ -27,7 +27,7 @@ _UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
     "bad_words": ([],), "allowed_token_ids": (), "include_stop_str_in_output": (False,), "skip_special_tokens": (True,),
     "truncate_prompt_tokens": (), "continue_final_message": (False,), "chat_template": (), "documents": ([],),
-    "audio": (), "prompt_embeds": (), "return_token_ids": (False,),
+    "audio": (), "prompt_embeds": (),
 }  # fmt: skip
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -56,6 +56,7 @@ class _Generation(BaseModel):
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)] | None = None
     add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
 
     @field_validator("stop")
     @classmethod

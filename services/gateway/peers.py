@@ -2,9 +2,11 @@
 
 from services.gateway.events import Command
 from shared.ids import Address, WorkerId
-from shared.wire.messages import Placed, State, WorkerReport
+from shared.wire.messages import Placed, WorkerReport
+from shared.wire.terms import State
 
 TRUST_AFTER_S = 1.5  # a report heard sooner after a loss was on its way before it
+ROUTERS_KNOW_AFTER_S = 30.0
 _REMEMBERED = 4096
 
 
@@ -26,12 +28,9 @@ class Peers:
     def link_lost(self, peer: Address, now: float) -> None:
         self._watched.discard(peer)
         if worker_id := self._worker_at.pop(peer, None):
-            self.worker_lost(worker_id, now)
-
-    def worker_lost(self, worker_id: WorkerId, now: float) -> None:
-        self._lost_at[worker_id] = now
-        if len(self._lost_at) > _REMEMBERED:
-            del self._lost_at[next(iter(self._lost_at))]
+            self._lost_at[worker_id] = now
+            if len(self._lost_at) > _REMEMBERED:
+                del self._lost_at[next(iter(self._lost_at))]
 
     def heard(self, report: WorkerReport, now: float) -> list[Command]:
         """One that was only silent is trusted again: the same incarnation speaks."""
@@ -39,6 +38,10 @@ class Peers:
         if report.state is not State.LOST and now - lost_at > TRUST_AFTER_S:
             del self._lost_at[report.worker_id]
         return []
+
+    def recently_lost(self, now: float) -> tuple[WorkerId, ...]:
+        """What routers may not know yet."""
+        return tuple(worker_id for worker_id, at in self._lost_at.items() if now - at < ROUTERS_KNOW_AFTER_S)
 
     def dead_in(self, placed: Placed) -> dict[Address, WorkerId]:
         """Workers that were lost before the placement that names them was seen."""

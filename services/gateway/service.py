@@ -26,8 +26,9 @@ from shared.link.port import Links
 from shared.models.tokenizer import Tokenizer
 from shared.runtime.config import Settings
 from shared.runtime.supervise import Supervisor
-from shared.wire.messages import Placed, ServiceReport, State, Unplaceable, WorkerLost, WorkerReport
+from shared.wire.messages import Placed, ServiceReport, Unplaceable, WorkerReport
 from shared.wire.streams import PLACEMENTS, REPORTS
+from shared.wire.terms import State
 
 DRAIN_S = 15.0
 REPORT_S = 1.0
@@ -178,7 +179,7 @@ class _Loops:
         if isinstance(message, WorkerReport):
             self._note_role(message)
         self._mesh.view.apply(message, entry.entry_id, self._clock.now() - entry.waited_s)
-        if isinstance(message, Placed | Unplaceable | WorkerLost | WorkerReport):
+        if isinstance(message, Placed | Unplaceable | WorkerReport):
             self._switchboard.feed(message)
 
     def _note_role(self, report: WorkerReport) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from services.gateway.events import Command, Opened, Send
 from services.gateway.timeline import Timeline
 from shared.ids import Address, RequestId, ServiceId, WorkerId
-from shared.wire.messages import Cancel, Chunk, Finish, Placed, Sampling, Submitted
+from shared.wire.messages import Cancel, Chunk, Placed, Submitted
+from shared.wire.terms import Finish, Sampling
 
 
 @dataclass(slots=True)
@@ -28,14 +29,6 @@ class Attempt:
     @property
     def unheard(self) -> bool:
         return not self.over and self.placed is None and not self.peers
-
-    def addresses_of(self, worker_id: WorkerId) -> list[Address]:
-        """Where this worker is, if the attempt was placed on it."""
-        placed = self.placed
-        if placed is None:
-            return []
-        named = {placed.prompt_address: placed.prompt_worker, placed.token_address: placed.token_worker}
-        return [address for address, name in named.items() if name == worker_id]
 
     def place(self, placed: Placed) -> None:
         self.placed = placed
@@ -105,7 +98,7 @@ class Session:
         self.finish = None
         self.resubmit_at = None
 
-    def submitted(self, gateway_id: ServiceId, reply_to: Address, now: float) -> Submitted:
+    def submitted(self, gateway_id: ServiceId, reply_to: Address, avoid: tuple[WorkerId, ...], now: float) -> Submitted:
         return Submitted(
             request_id=self.request_id,
             attempt=self.attempt.number,
@@ -117,6 +110,7 @@ class Session:
             gateway_id=gateway_id,
             reply_to=reply_to,
             model=self.model,
+            avoid=avoid,
         )
 
     def cancels(self) -> list[Command]:

@@ -1,7 +1,8 @@
 """The owner of every accepted request: submits it, orders its tokens, resubmits it when a worker is lost, ends it once.
 
 Pure: events in, commands out; no I/O, no clock. What holds: a client is given every position once and in order, and
-exactly one end (a Deliver with a finish, or an End). Frames of an attempt that is not the newest get a Cancel.
+exactly one end (a Deliver with a finish, or an End). Frames of an attempt that is not the newest get a Cancel. Work in
+flight is judged by links alone: a worker whose reports fall silent while its link lives goes on undisturbed.
 """
 
 from dataclasses import asdict
@@ -13,10 +14,11 @@ from services.gateway.events import Command, Deliver, End, Outcome, Submit, Watc
 from services.gateway.peers import Peers
 from services.gateway.session import Session, cancel
 from services.gateway.timeline import Timelines
-from shared.ids import Address, RequestId, WorkerId
+from shared.ids import Address, RequestId
 from shared.link.port import Lost, Received
 from shared.wire import messages as wire
-from shared.wire.messages import Chunk, Failed, Finish, HandedOff, LinkMessage, Placed, Unplaceable
+from shared.wire.messages import Chunk, Failed, HandedOff, LinkMessage, Placed, Unplaceable
+from shared.wire.terms import Finish
 
 MAX_FAILURES = 3  # attempts that may end by a lost worker, a retryable failure or a lost submission
 PLACEMENT_PATIENCE_S = 10.0
@@ -52,8 +54,6 @@ class Sessions:
                 return self._on_unplaceable(event, now)
             case Lost(peer=peer, reason=reason):
                 return self._on_lost(peer, reason, now)
-            case wire.WorkerLost(worker_id=worker_id, reason=reason):
-                return self._on_worker_lost(worker_id, reason, now)
             case wire.WorkerReport():
                 return self._peers.heard(event, now)
             case _:
@@ -95,7 +95,8 @@ class Sessions:
         session.next_attempt(now)
         session.timeline.note("submitted", now, attempt=session.attempt.number, emitted=len(session.received))
         self._alarms.wake(session.request_id, now + PLACEMENT_PATIENCE_S)
-        return [Submit(message=session.submitted(self._identity.gateway_id, self._identity.address, now))]
+        avoid = self._peers.recently_lost(now)
+        return [Submit(message=session.submitted(self._identity.gateway_id, self._identity.address, avoid, now))]
 
     def _on_placed(self, placed: Placed, now: float) -> list[Command]:
         if placed.gateway_id != self._identity.gateway_id:
@@ -169,11 +170,6 @@ class Sessions:
     def _on_lost(self, peer: Address, reason: str, now: float) -> list[Command]:
         self._peers.link_lost(peer, now)
         return [c for session in list(self._open.values()) for c in self._without(session, peer, reason, now)]
-
-    def _on_worker_lost(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
-        self._peers.worker_lost(worker_id, now)
-        affected = [(s, address) for s in self._open.values() for address in s.attempt.addresses_of(worker_id)]
-        return [c for session, address in affected for c in self._without(session, address, reason, now)]
 
     def _without(self, session: Session, peer: Address, reason: str, now: float) -> list[Command]:
         attempt = session.attempt

@@ -14,8 +14,9 @@ from shared.errors import Transient
 from shared.ids import RequestId
 from shared.link.port import Links, Received
 from shared.tasks import Spawn
-from shared.wire.messages import Chunk, Finish, HandedOff, Submitted, Tokens
+from shared.wire.messages import Chunk, HandedOff, Submitted, Tokens
 from shared.wire.streams import SUBMITTED
+from shared.wire.terms import Finish
 
 PUBLISH_LIMIT_S = 1.0
 log = structlog.get_logger()

@@ -122,7 +122,7 @@ async def transports(supervisor: Supervisor) -> list[Finding]:
     found = []
     for kind, level in missing.items():
         try:
-            speed = await measure(kind, bind="127.0.0.1", spawn=supervisor.spawn)
+            speed = await measure(kind, bind="127.0.0.1")
             text = f"{speed.bandwidth_bytes_per_s / 1e9:.2f} GB/s, {speed.latency_s * 1e3:.2f} ms"
             found.append(Finding(subject=kind, text=text))
         except (MeshError, TimeoutError) as error:

@@ -30,8 +30,9 @@ from shared.errors import ConfigError, MeshError, Transient
 from shared.ids import EntryId
 from shared.runtime.config import Settings
 from shared.runtime.supervise import Supervisor
-from shared.wire.messages import ServiceReport, State, StreamMessage, WorkerReport
+from shared.wire.messages import ServiceReport, StreamMessage, WorkerReport
 from shared.wire.streams import REPORTS
+from shared.wire.terms import State
 
 DRAW_EVERY_S = 0.1
 ASK_EVERY_S = 0.1

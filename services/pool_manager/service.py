@@ -11,8 +11,8 @@ from shared.ids import EntryId, ServiceId
 from shared.policy.membership import Membership
 from shared.runtime.presence import KEEP_REPORTS, Presence, follow
 from shared.runtime.supervise import Supervisor
-from shared.wire.messages import State
 from shared.wire.streams import REPORTS, worker_stream
+from shared.wire.terms import State
 
 log = structlog.get_logger()
 

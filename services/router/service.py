@@ -13,8 +13,9 @@ from shared.policy.routing import Placement, place
 from shared.policy.view import View
 from shared.runtime.presence import Presence, follow
 from shared.runtime.supervise import Supervisor
-from shared.wire.messages import Assigned, Placed, State, StreamMessage, Submitted, Unplaceable
+from shared.wire.messages import Assigned, Placed, StreamMessage, Submitted, Unplaceable
 from shared.wire.streams import PLACEMENTS, REPORTS, ROUTERS, SUBMITTED, worker_stream
+from shared.wire.terms import State
 
 log = structlog.get_logger()
 

@@ -4,7 +4,7 @@ import sys
 from functools import partial
 
 from shared.runtime.launch import launch
-from shared.wire.messages import Role
+from shared.wire.terms import Role
 from shared.worker.start import start
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A slice is one message; its bytes are, layer after layer, K then V of its tokens
 
 from dataclasses import dataclass
 
-from shared.wire.messages import PushMode
+from shared.wire.terms import PushMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

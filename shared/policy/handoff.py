@@ -18,17 +18,8 @@ granted within `grant_wait_s` after its prefill decodes where it lies; a transfe
 from dataclasses import dataclass
 
 from shared.ids import Address, Attempt
-from shared.wire.messages import (
-    Granted,
-    KvAccepted,
-    KvComplete,
-    KvDamaged,
-    LinkMessage,
-    PushMode,
-    Refused,
-    Release,
-    Submitted,
-)
+from shared.wire.messages import Granted, KvAccepted, KvComplete, KvDamaged, LinkMessage, Refused, Release, Submitted
+from shared.wire.terms import PushMode
 
 GRANT_WAIT_S = 5.0
 IDLE_S = 60.0  # no slice for so long while the prompt is still being computed

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from shared.ids import EntryId, WorkerId
 from shared.policy.view import View
-from shared.wire.messages import State, StreamMessage, WorkerLost, WorkerReport
+from shared.wire.messages import StreamMessage, WorkerLost, WorkerReport
+from shared.wire.terms import State
 
 STREAM_GRACE_S = 10.0
 

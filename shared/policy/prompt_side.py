@@ -5,17 +5,8 @@ from dataclasses import dataclass, field
 
 from shared.ids import Address, Attempt
 from shared.policy import handoff as h
-from shared.wire.messages import (
-    Granted,
-    KvAccepted,
-    KvComplete,
-    KvDamaged,
-    PushMode,
-    Refused,
-    Release,
-    Reserve,
-    Submitted,
-)
+from shared.wire.messages import Granted, KvAccepted, KvComplete, KvDamaged, Refused, Release, Reserve, Submitted
+from shared.wire.terms import PushMode
 
 Event = (
     h.PrefillStarted

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from shared.kv.blocks import blocks_for
 from shared.policy.view import View, WorkerView
-from shared.wire.messages import Role, Submitted
+from shared.wire.messages import Submitted
+from shared.wire.terms import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

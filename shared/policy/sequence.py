@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from shared.ids import Address, Attempt
-from shared.wire.messages import Finish, Submitted
+from shared.wire.messages import Submitted
+from shared.wire.terms import Finish
 
 
 @dataclass(slots=True, eq=False)

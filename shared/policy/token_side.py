@@ -7,17 +7,8 @@ from shared.ids import Address, Attempt
 from shared.kv.blocks import BlockAllocator, blocks_for
 from shared.kv.layout import KvShape, cut
 from shared.policy import handoff as h
-from shared.wire.messages import (
-    Granted,
-    KvAccepted,
-    KvComplete,
-    KvDamaged,
-    PushMode,
-    Refused,
-    Release,
-    Reserve,
-    Submitted,
-)
+from shared.wire.messages import Granted, KvAccepted, KvComplete, KvDamaged, Refused, Release, Reserve, Submitted
+from shared.wire.terms import PushMode
 
 IN_FLIGHT_BYTES = 256 << 20  # staging buffers of all transfers under way; one transfer is always let in
 

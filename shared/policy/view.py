@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from shared.ids import EntryId, RequestId, ServiceId, WorkerId
 from shared.kv.blocks import blocks_for
-from shared.wire.messages import Placed, ServiceReport, State, StreamMessage, WorkerLost, WorkerReport
+from shared.wire.messages import Placed, ServiceReport, StreamMessage, WorkerLost, WorkerReport
+from shared.wire.terms import State
 
-SILENT_S = 3.0
+SILENT_S = 5.0
 FORGET_S = 30.0
 EXPECTED_OUTPUT_TOKENS = 256
 

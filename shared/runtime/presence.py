@@ -9,8 +9,9 @@ import structlog
 from shared.broker.port import Broker, Entry
 from shared.errors import Transient
 from shared.ids import EntryId, ServiceId, StreamName
-from shared.wire.messages import ServiceReport, State
+from shared.wire.messages import ServiceReport
 from shared.wire.streams import REPORTS
+from shared.wire.terms import State
 
 log = structlog.get_logger()
 

@@ -5,18 +5,17 @@ from typing import Literal
 import structlog
 
 from shared.errors import ConfigError
-from shared.tasks import Spawn
 from shared.transport.port import Transport
 from shared.transport.tcp import TcpTransport
 from shared.transport.ucx import UcxTransport
 from shared.wire import address as addresses
 
-Kind = Literal["auto", "ucx", "tcp"]
+Wanted = Literal["auto", "ucx", "tcp"]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-async def open_transport(kind: Kind, *, bind: str, advertise: str | None, secret: bytes, spawn: Spawn) -> Transport:
+async def open_transport(kind: Wanted, *, bind: str, advertise: str | None, secret: bytes) -> Transport:
     """Listens on the host of `bind`, on a port of its own. Raises ConfigError when the wanted kind cannot work here."""
     bind = _host(bind)
     advertise = None if advertise is None else _host(advertise)

@@ -11,7 +11,6 @@ from typing import Literal
 
 from shared.clock import SystemClock
 from shared.errors import PeerLost
-from shared.tasks import Spawn
 from shared.transport.choose import open_transport
 from shared.transport.port import Done, Endpoint, tag_of
 
@@ -34,11 +33,11 @@ class Speed:
     per_message_s: float
 
 
-async def measure(kind: Literal["ucx", "tcp"], *, bind: str, spawn: Spawn) -> Speed:
+async def measure(kind: Literal["ucx", "tcp"], *, bind: str) -> Speed:
     """Takes a fraction of a second. Raises ConfigError where the kind cannot work, PeerLost when nothing moves."""
     secret = secrets.token_bytes(16)
-    one = await open_transport(kind, bind=bind, advertise=None, secret=secret, spawn=spawn)
-    other = await open_transport(kind, bind=bind, advertise=None, secret=secret, spawn=spawn)
+    one = await open_transport(kind, bind=bind, advertise=None, secret=secret)
+    other = await open_transport(kind, bind=bind, advertise=None, secret=secret)
     try:
         async with asyncio.timeout(WITHIN_S):
             there, back = await one.endpoint(other.address), await other.endpoint(one.address)

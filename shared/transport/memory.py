@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shared.errors import HandoffFailed, PeerLost
-from shared.transport.port import Done
+from shared.transport.port import Done, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class MemoryTransport:
         return await fabric.open()
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         return "memory"
 
     @property

@@ -8,7 +8,9 @@ Rules (they come from UCX, and hold for every adapter):
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
+
+Kind = Literal["ucx", "tcp", "memory"]
 
 MAX_PARTS = 1 << 16
 
@@ -42,9 +44,7 @@ class Endpoint(Protocol):
 
 class Transport(Protocol):
     @property
-    def kind(self) -> str:
-        """ "ucx", "tcp" or "memory"."""
-        ...
+    def kind(self) -> Kind: ...
 
     @property
     def address(self) -> bytes:

@@ -10,7 +10,7 @@ import secrets
 
 from shared.errors import ConfigError, HandoffFailed, PeerLost
 from shared.ids import Address
-from shared.transport.port import Done
+from shared.transport.port import Done, Kind
 from shared.transport.tcp_connection import BulkConnection, log
 from shared.wire import address as addresses
 from shared.wire.hello import INCARNATION_BYTES, NONCE_BYTES, Handshake, Hello
@@ -120,7 +120,7 @@ class TcpTransport:
         return transport
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         return "tcp"
 
     @property

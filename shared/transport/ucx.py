@@ -21,7 +21,7 @@ import psutil
 
 from shared.clock import SystemClock
 from shared.errors import ConfigError, HandoffFailed, PeerLost
-from shared.transport.port import Done
+from shared.transport.port import Done, Kind
 from shared.transport.tcp import TcpEndpoint, TcpTransport
 from shared.wire import address as addresses
 
@@ -128,7 +128,7 @@ class UcxTransport:
         )
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         return "ucx"
 
     @property

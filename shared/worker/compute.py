@@ -8,7 +8,8 @@ from shared.kv.layout import cut
 from shared.policy import handoff as h
 from shared.policy.batching import Batch, Phase
 from shared.policy.sequence import Sequence
-from shared.wire.messages import PushMode, StageTimes
+from shared.wire.messages import StageTimes
+from shared.wire.terms import PushMode
 from shared.worker.engine_thread import StepAborted
 from shared.worker.transfers import random_transfer_ids
 from shared.worker.worker import Worker

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from shared.ids import WorkerId
-from shared.wire.messages import Role
+from shared.wire.terms import Role
 
 PROMPT_SHARE = 0.75  # of all KV blocks; the rest serves grants and growing decodes
 

@@ -5,7 +5,8 @@ from collections import defaultdict
 from shared.ids import Address
 from shared.link.port import Links
 from shared.policy.sequence import Sequence
-from shared.wire.messages import Chunk, Finish, StageTimes, Tokens
+from shared.wire.messages import Chunk, StageTimes, Tokens
+from shared.wire.terms import Finish
 
 
 class Outbox:

@@ -7,8 +7,9 @@ import structlog
 from shared.errors import Transient
 from shared.runtime.presence import KEEP_REPORTS
 from shared.runtime.supervise import Supervisor
-from shared.wire.messages import Role, State, WorkerReport
+from shared.wire.messages import WorkerReport
 from shared.wire.streams import REPORTS, worker_stream
+from shared.wire.terms import Role, State
 from shared.worker import intake
 from shared.worker.compute import compute
 from shared.worker.load import LoopLag, blocks_at_end

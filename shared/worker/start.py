@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from typing import cast
 
 import structlog
 
@@ -14,9 +15,9 @@ from shared.models.catalogue import resolve
 from shared.runtime.config import Settings
 from shared.runtime.launch import secret_of, worker_id
 from shared.runtime.supervise import Supervisor
-from shared.transport.choose import open_transport
+from shared.transport.choose import Wanted, open_transport
 from shared.transport.measure import Speed, measure
-from shared.wire.messages import Role
+from shared.wire.terms import Role
 from shared.worker.options import WorkerOptions
 from shared.worker.service import run
 from shared.worker.worker import Worker
@@ -26,11 +27,13 @@ log = structlog.get_logger()
 
 async def start(service: str, home: Role, settings: Settings, supervisor: Supervisor, broker: Broker) -> None:
     secret, clock = secret_of(settings), SystemClock()
-    network = {"bind": settings.bind, "advertise": settings.advertise, "secret": secret, "spawn": supervisor.spawn}
-    transport = await open_transport(settings.transport, **network)  # type: ignore[arg-type]
-    speed = await measure(transport.kind, bind=settings.bind, spawn=supervisor.spawn)
+    wanted = cast(Wanted, settings.transport)  # the option's parser allows these words only
+    transport = await open_transport(wanted, bind=settings.bind, advertise=settings.advertise, secret=secret)
+    speed = await measure("ucx" if transport.kind == "ucx" else "tcp", bind=settings.bind)
     engine = await asyncio.to_thread(_load, settings)
-    links = await TcpLinks.open(**network, clock=clock)  # type: ignore[arg-type]
+    links = await TcpLinks.open(
+        bind=settings.bind, advertise=settings.advertise, secret=secret, spawn=supervisor.spawn, clock=clock
+    )
     options = WorkerOptions(
         worker_id=worker_id(settings, service),
         service=service,

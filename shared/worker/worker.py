@@ -32,7 +32,8 @@ from shared.policy.token_side import Event as TokenEvent
 from shared.policy.token_side import Reserved, TokenSide
 from shared.tasks import Spawn
 from shared.transport.port import Transport
-from shared.wire.messages import Assigned, Cancel, Failed, HandedOff, Reserve, State, Submitted
+from shared.wire.messages import Assigned, Cancel, Failed, HandedOff, Reserve, Submitted
+from shared.wire.terms import State
 from shared.worker.engine_thread import EngineThread
 from shared.worker.load import Coming, Speed
 from shared.worker.options import PROMPT_SHARE, WorkerOptions

@@ -13,8 +13,9 @@ from shared.broker.redis_streams import RedisBroker
 from shared.errors import BadFrame
 from shared.ids import EntryId, ServiceId, StreamName
 from shared.wire.codec import encode
-from shared.wire.messages import Cancel, ServiceReport, State
+from shared.wire.messages import Cancel, ServiceReport
 from shared.wire.streams import DEAD_LETTER, PLACEMENTS
+from shared.wire.terms import State
 
 QUEUE, OUT, OTHER = StreamName("queue"), StreamName("out"), StreamName("other")
 GROUP = "group"

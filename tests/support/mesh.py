@@ -17,8 +17,9 @@ from shared.link.memory import MemoryLinks, MemoryNetwork
 from shared.link.port import Received
 from shared.runtime.supervise import Supervisor
 from shared.transport.memory import MemoryFabric
-from shared.wire.messages import Cancel, Failed, Finish, HandedOff, Role, Sampling, Submitted, Tokens
+from shared.wire.messages import Cancel, Failed, HandedOff, Submitted, Tokens
 from shared.wire.streams import SUBMITTED
+from shared.wire.terms import Finish, Role, Sampling
 from shared.worker import service
 from shared.worker.options import WorkerOptions
 from shared.worker.worker import Worker

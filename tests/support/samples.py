@@ -3,7 +3,8 @@
 from typing import Any
 
 from shared.ids import Address, EntryId, RequestId, ServiceId, WorkerId
-from shared.wire.messages import Placed, Role, Sampling, State, Submitted, WorkerReport
+from shared.wire.messages import Placed, Submitted, WorkerReport
+from shared.wire.terms import Role, Sampling, State
 
 GATEWAY = Address("gateway:1")
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from shared.kv.blocks import BlockAllocator
 from shared.policy.batching import Batch, Batcher, Phase
 from shared.policy.sequence import Sequence
-from shared.wire.messages import Finish, Sampling
+from shared.wire.terms import Finish, Sampling
 from tests.support.samples import submitted
 
 

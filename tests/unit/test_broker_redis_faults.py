@@ -11,7 +11,8 @@ from shared.broker.port import Entry
 from shared.broker.redis_streams import RedisBroker
 from shared.errors import ConfigError, Transient
 from shared.ids import EntryId, ServiceId, StreamName
-from shared.wire.messages import ServiceReport, State
+from shared.wire.messages import ServiceReport
+from shared.wire.terms import State
 
 if TYPE_CHECKING:
     from tests.conftest import RedisServer

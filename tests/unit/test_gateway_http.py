@@ -24,15 +24,11 @@ from shared.wire.messages import (
     Cancel,
     Chunk,
     Failed,
-    Finish,
     HandedOff,
     LinkMessage,
     Placed,
-    PushMode,
-    Role,
     ServiceReport,
     StageTimes,
-    State,
     StreamMessage,
     Submitted,
     Tokens,
@@ -40,6 +36,7 @@ from shared.wire.messages import (
     WorkerReport,
 )
 from shared.wire.streams import PLACEMENTS, REPORTS, SUBMITTED
+from shared.wire.terms import Finish, PushMode, Role, State
 
 EOS = ByteTokenizer.eos_id
 CONTEXT = 200

@@ -17,7 +17,8 @@ from shared.kv.layout import KvShape, cut
 from shared.policy import handoff as h
 from shared.policy.prompt_side import PromptSide
 from shared.policy.token_side import Reserved, TokenSide
-from shared.wire.messages import PushMode, Reserve, Submitted
+from shared.wire.messages import Reserve, Submitted
+from shared.wire.terms import PushMode
 from tests.support.samples import submitted
 
 P, T = Address("prompt:1"), Address("token:1")

@@ -19,7 +19,8 @@ from shared.wire.address import split
 from shared.wire.codec import encode
 from shared.wire.frames import framed
 from shared.wire.hello import Handshake, Hello
-from shared.wire.messages import Cancel, Failed, ServiceReport, State
+from shared.wire.messages import Cancel, Failed, ServiceReport
+from shared.wire.terms import State
 
 HEARTBEAT_S, LOST_AFTER_S = 0.08, 0.32
 SECRET = b"a secret of this mesh"

@@ -4,7 +4,7 @@ import pytest
 
 from shared.engine.fake import GREEDY, FakeEngine
 from shared.engine.port import Draw
-from shared.wire.messages import Finish, PushMode
+from shared.wire.terms import Finish, PushMode
 from tests.support.mesh import LocalMesh
 
 PROMPT = [(7 * i) % 251 for i in range(50)]

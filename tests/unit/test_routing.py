@@ -6,7 +6,8 @@ from shared.ids import EntryId, ServiceId, WorkerId
 from shared.policy.membership import Membership
 from shared.policy.routing import place
 from shared.policy.view import SILENT_S, View
-from shared.wire.messages import Role, ServiceReport, State, WorkerLost
+from shared.wire.messages import ServiceReport, WorkerLost
+from shared.wire.terms import Role, State
 from tests.support.samples import placed, report, submitted
 
 
@@ -113,12 +114,12 @@ def test_membership_declares_the_silent_lost_once_and_forgives_them() -> None:
     membership.apply(report("p1"), EntryId("1-1"), 0.0)
     assert membership.newly_lost(50.0) == []
     speaking = ServiceReport(service_id=ServiceId("router-0"), service="router", pid=1, state=State.READY)
-    membership.apply(speaking, EntryId("1-2"), 3.5)
-    membership.apply(report("p1"), EntryId("1-3"), 3.5)
-    assert [lost.worker_id for lost in membership.newly_lost(3.6)] == ["p0"]
-    assert membership.newly_lost(3.7) == []
-    membership.apply(report("p0"), EntryId("1-4"), 4.0)
-    assert membership.newly_lost(4.1) == [] and membership.streams_to_delete(20.0) == []
+    membership.apply(speaking, EntryId("1-2"), SILENT_S + 0.5)
+    membership.apply(report("p1"), EntryId("1-3"), SILENT_S + 0.5)
+    assert [lost.worker_id for lost in membership.newly_lost(SILENT_S + 0.6)] == ["p0"]
+    assert membership.newly_lost(SILENT_S + 0.7) == []
+    membership.apply(report("p0"), EntryId("1-4"), SILENT_S + 1.0)
+    assert membership.newly_lost(SILENT_S + 1.1) == [] and membership.streams_to_delete(20.0) == []
 
 
 def test_membership_deletes_the_stream_of_the_dead_after_a_grace() -> None:

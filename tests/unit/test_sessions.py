@@ -11,23 +11,8 @@ from services.gateway.events import Command, Deliver, End, Identity, Outcome, Se
 from services.gateway.sessions import MAX_FAILURES, PLACEMENT_PATIENCE_S, UNPLACEABLE_LIMIT_S, Sessions
 from shared.ids import Address, EntryId, RequestId, ServiceId, WorkerId
 from shared.link.port import Lost, Received
-from shared.wire.messages import (
-    Cancel,
-    Chunk,
-    Failed,
-    Finish,
-    HandedOff,
-    Placed,
-    PushMode,
-    Role,
-    Sampling,
-    State,
-    Submitted,
-    Tokens,
-    Unplaceable,
-    WorkerLost,
-    WorkerReport,
-)
+from shared.wire.messages import Cancel, Chunk, Failed, HandedOff, Placed, Submitted, Tokens, Unplaceable, WorkerReport
+from shared.wire.terms import Finish, PushMode, Role, Sampling, State
 
 GATEWAY = ServiceId("gateway-0.aa")
 R = RequestId("r1")
@@ -165,11 +150,12 @@ def test_token_worker_matters_not_when_the_prompt_worker_decodes_itself() -> Non
     assert resubmitted(run(sessions, Lost(peer=P, reason="killed"))).emitted == 2
 
 
-def test_worker_lost_by_name_before_and_after_the_placement() -> None:
+def test_a_dead_worker_is_avoided_and_its_later_placements_are_refused() -> None:
     sessions = new()
     run(sessions, opened(), placed())
-    again = run(sessions, WorkerLost(worker_id=WorkerId(f"w-{T}"), reason="silent"))
+    again = run(sessions, Lost(peer=T, reason="killed"))
     assert resubmitted(again).attempt == 2 and cancelled(again) == {(P, 1)}
+    assert resubmitted(again).avoid == (f"w-{T}",)
     commands = run(sessions, placed(2))
     assert cancelled(commands) == {(P, 2)} and not only(commands, Watch), "it is placed on the dead one again"
     assert resubmitted(run(sessions, ev.Woke(), now=1.0)).attempt == 3
@@ -194,10 +180,10 @@ def test_placements_on_the_dead_are_no_failures() -> None:
 def test_a_worker_that_was_only_silent_is_trusted_again() -> None:
     sessions = new()
     worker_id = WorkerId(f"w-{T}")
-    run(sessions, opened(), WorkerLost(worker_id=worker_id, reason="silent"), report(worker_id))
-    assert not only(run(sessions, placed()), Watch), "the report was older than the loss"
+    run(sessions, opened(), placed(), Lost(peer=T, reason="silent"), report(worker_id))
+    assert not only(run(sessions, placed(2)), Watch), "the report was older than the loss"
     run(sessions, ev.Woke(), now=2.0)
-    assert run(sessions, report(worker_id), placed(2), now=2.0) == [Watch(peer=P), Watch(peer=T)]
+    assert run(sessions, report(worker_id), placed(3), now=2.0) == [Watch(peer=T)]
 
 
 def test_attempts_are_limited() -> None:
