@@ -30,18 +30,17 @@ TOKENS = 6
 async def measure(mesh: RunningMesh, session: aiohttp.ClientSession, length: int, number: int) -> dict[str, float]:
     """One request; milliseconds as the workers measured them, and the gap between token 0 and token 1 at the client."""
     prompt: Any = [1000 + (number * 131 + i * 7) % 20_000 for i in range(length)]
-    request_id = f"bench-{length}-{number}"
-    session.headers["x-request-id"] = request_id
     answer = await stream(session, mesh.url, prompt, TOKENS, model=mesh.model)
     assert answer.finish == "length", f"{answer.status} {answer.error}"
-    stages = {s["stage"]: s for s in mesh.get(f"/mesh/requests/{request_id}")["stages"]}
-    prefill = next(s for s in mesh.get(f"/mesh/requests/{request_id}")["stages"] if s["stage"] == "measured")
+    stages = mesh.get(f"/mesh/requests/{answer.request_id}")["stages"]
+    prefill = next(s for s in stages if s["stage"] == "measured")
+    handed_off = next(s for s in stages if s["stage"] == "handed_off")
     return {
         "prefill": prefill["prefill_s"] * 1e3,
-        "transfer": stages["handed_off"]["transfer_s"] * 1e3,
-        "exposed": stages["handed_off"]["exposed_s"] * 1e3,
+        "transfer": handed_off["transfer_s"] * 1e3,
+        "exposed": handed_off["exposed_s"] * 1e3,
         "second_token": (answer.arrivals[1] - answer.arrivals[0]) * 1e3,
-        "kv_mb": stages["handed_off"]["kv_bytes"] / 1e6,
+        "kv_mb": handed_off["kv_bytes"] / 1e6,
     }
 
 
@@ -78,7 +77,7 @@ def show(results: dict[str, dict[int, list[dict[str, float]]]]) -> None:
         table.add_row(
             str(length), size, both("prefill"), both("transfer"), both("exposed"), share, both("second_token")
         )
-    Console().print(table)
+    Console(width=130).print(table)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ class Answer:
     finish: str | None = None
     status: int = 0
     error: str | None = None
+    request_id: str = ""
     arrivals: list[float] = field(default_factory=list)
 
     @property
@@ -46,6 +47,7 @@ async def stream(session: aiohttp.ClientSession, url: str, prompt: str, max_toke
     try:
         async with session.post(url + "/v1/completions", json=body) as response:
             answer.status = response.status
+            answer.request_id = response.headers.get("x-request-id", "")
             if response.status != 200:
                 answer.error = await response.text()
                 return answer
