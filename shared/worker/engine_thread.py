@@ -14,7 +14,7 @@ class StepAborted(MeshError):
 
 class EngineThread:
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     async def step(
@@ -30,8 +30,8 @@ class EngineThread:
             if on_layer is not None:
                 loop.call_soon_threadsafe(on_layer, layer)
 
-        return await loop.run_in_executor(self._executor, self._engine.step, rows, layer_done)
+        return await loop.run_in_executor(self._executor, self.engine.step, rows, layer_done)
 
     def close(self) -> None:
         self._executor.shutdown(wait=True)
-        self._engine.close()
+        self.engine.close()

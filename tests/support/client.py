@@ -21,6 +21,7 @@ class Answer:
     status: int = 0
     error: str | None = None
     request_id: str = ""
+    token_ids: list[int] = field(default_factory=list)  # if asked for with return_token_ids
     arrivals: list[float] = field(default_factory=list)
 
     @property
@@ -34,8 +35,10 @@ def expected_text(prompt: str, count: int) -> str:
     return bytes(token for token in tokens if token != EOS).decode()
 
 
-async def stream(session: aiohttp.ClientSession, url: str, prompt: str, max_tokens: int, **more: Any) -> Answer:
-    answer = Answer(prompt)
+async def stream(
+    session: aiohttp.ClientSession, url: str, prompt: str | list[int], max_tokens: int, **more: Any
+) -> Answer:
+    answer = Answer(str(prompt))
     body = {
         "model": "bytes",
         "prompt": prompt,
@@ -65,6 +68,7 @@ def _take(answer: Answer, event: dict[str, Any]) -> None:
         return
     choice = event["choices"][0]
     answer.text += choice["text"]
+    answer.token_ids += choice.get("token_ids", [])
     answer.finish = choice["finish_reason"] or answer.finish
     if choice["text"]:
         answer.arrivals.append(time.monotonic())

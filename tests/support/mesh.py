@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -17,6 +17,7 @@ from shared.link.memory import MemoryLinks, MemoryNetwork
 from shared.link.port import Received
 from shared.runtime.supervise import Supervisor
 from shared.transport.memory import MemoryFabric
+from shared.transport.port import Transport
 from shared.wire.messages import Cancel, Failed, HandedOff, Submitted, Tokens
 from shared.wire.streams import SUBMITTED
 from shared.wire.terms import Finish, Role, Sampling
@@ -76,6 +77,7 @@ class LocalMesh:
         routers: int = 1,
         make_engine: Callable[[], Engine] = FakeEngine,
         push_threshold: int = 0,
+        open_transport: Callable[[], Awaitable[Transport]] | None = None,
     ) -> None:
         self.broker = MemoryBroker()
         self.network = MemoryNetwork()
@@ -86,6 +88,7 @@ class LocalMesh:
         self._routers = routers
         self._make_engine = make_engine
         self._push_threshold = push_threshold
+        self._open_transport = open_transport or self.fabric.open
         self._supervisor = Supervisor()
         self.gateway: MemoryLinks = self.network.links("gateway")
 
@@ -135,7 +138,7 @@ class LocalMesh:
                 engine=self._make_engine(),
                 broker=self.broker,
                 links=self.network.links(name),
-                transport=await self.fabric.open(),
+                transport=await self._open_transport(),
                 clock=CLOCK,
                 spawn=supervisor.spawn,
             )

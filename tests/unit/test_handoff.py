@@ -254,6 +254,31 @@ def test_a_transfer_that_stands_still_is_given_up() -> None:
     assert pair.local == [request.key]
 
 
+def test_a_grant_that_nobody_uses_expires() -> None:
+    pair, request = Pair(), submitted()
+    pair.start(request)
+    pair.deliver_to_token()
+    assert pair.allocator.used_blocks == 2
+    pair.now += h.IDLE_S - 1.0
+    pair.feed_token(h.Ticked())
+    assert pair.allocator.used_blocks == 2
+    pair.now += 2.0
+    pair.feed_token(h.Ticked())
+    assert pair.allocator.used_blocks == 0 and not len(pair.token)
+
+
+def test_a_prompt_worker_that_hears_nothing_after_its_push_goes_on_itself() -> None:
+    pair, request = Pair(), submitted()
+    pair.start(request)
+    pair.run_without_arrivals()
+    pair.now += 2 * h.transfer_deadline_s(10_000) + 0.1
+    pair.feed_prompt(h.Ticked())
+    assert pair.local == [request.key] and not len(pair.prompt)
+    pair.run()
+    assert pair.admitted == [] and pair.allocator.used_blocks == 0
+    pair.assert_clean()
+
+
 def test_a_dead_token_worker_is_reported_to_the_gateway() -> None:
     pair, request = Pair(), submitted()
     pair.start(request)
