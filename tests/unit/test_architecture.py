@@ -98,7 +98,7 @@ def test_every_path_of_the_readme_exists() -> None:
 def _tree_paths(text: str) -> list[str]:
     """Paths of the indented tree in a fenced block: `name` or `name/` first on its line, two spaces a level."""
     paths: list[str] = []
-    for block in re.findall(r"```(?:text)?\n(.*?)```", text, flags=re.DOTALL):
+    for block in re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
         if "services/" not in block or "shared/" not in block:
             continue
         parents: list[str] = []
