@@ -25,7 +25,7 @@ def place(view: View, request: Submitted, now: float) -> Placement | str:
     """The placement, or why there is none.
 
     A mixed worker does both phases of what it is given. When a pool has nobody left, the other pool's workers do both
-    phases too: every worker can.
+    phases too: every worker can. A request for one token ends with its prefill and needs no token worker.
     """
     able = [w for w in view.reachable(now) if w.worker_id not in request.avoid and _can_hold(w, request)]
     if not able:
@@ -33,7 +33,7 @@ def place(view: View, request: Submitted, now: float) -> Placement | str:
     prompts = [w for w in able if w.report.role is not Role.TOKEN] or able
     tokens = [w for w in able if w.report.role is Role.TOKEN]
     prompt = _shortest_queue(prompts)
-    if prompt.report.role is not Role.PROMPT or not tokens:
+    if prompt.report.role is not Role.PROMPT or not tokens or request.tokens_left <= 1:
         return Placement(prompt=prompt, token=prompt)
     return Placement(prompt=prompt, token=_least_demand(tokens))
 

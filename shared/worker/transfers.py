@@ -23,6 +23,8 @@ from shared.transport.port import Endpoint, Transport, tag_of
 
 log = structlog.get_logger()
 
+LANE_IDLE_S = 600.0  # longer than any transfer takes
+
 Job = h.Push | h.Fill | h.PostReceives
 Feed = Callable[[h.SlicePushed | h.SliceArrived | h.ReceivesPosted | h.TransferFailed], None]
 
@@ -65,8 +67,17 @@ class Transfers:
             endpoint.close()
 
     async def _run_lane(self, kv_address: bytes, lane: "asyncio.Queue[Job]") -> None:
+        """Until nothing has been asked of this peer for long: peers come and go."""
         while True:
-            job = await lane.get()
+            try:
+                async with asyncio.timeout(LANE_IDLE_S):
+                    job = await lane.get()
+            except TimeoutError:
+                if not lane.empty():
+                    continue
+                del self._lanes[kv_address]
+                self._endpoints.pop(kv_address, None)
+                return
             try:
                 endpoint = await self._transport.endpoint(kv_address)
                 self._endpoints[kv_address] = endpoint

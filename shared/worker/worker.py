@@ -111,7 +111,7 @@ class Worker:
             return
         self._end_older(request)
         now = self.clock.now()
-        here = assigned.token_worker == self.options.worker_id or request.tokens_left <= 1
+        here = assigned.token_worker == self.options.worker_id
         sequence = Sequence(
             request=request,
             arrived_at=now - request.waited_s - waited_s,

@@ -78,6 +78,13 @@ def test_whoever_is_left_does_both_phases(left: Role) -> None:
     assert choice(view_of(report("w", left))) == ("w", "w")
 
 
+def test_a_request_for_one_token_needs_no_token_worker() -> None:
+    view = view_of(report("p0"), report("t0", Role.TOKEN))
+    result = place(view, submitted(emitted=7, max_tokens=8), 0.0)
+    assert not isinstance(result, str)
+    assert (result.prompt.worker_id, result.token.worker_id) == ("p0", "p0")
+
+
 def test_nobody_there_is_an_answer_not_an_error() -> None:
     assert "no ready worker" in choice(View())
     assert "no ready worker" in choice(view_of(report("p0", state=State.DRAINING)))
