@@ -36,9 +36,16 @@ def expected_text(prompt: str, count: int) -> str:
 
 
 async def stream(
-    session: aiohttp.ClientSession, url: str, prompt: str | list[int], max_tokens: int, **more: Any
+    session: aiohttp.ClientSession,
+    url: str,
+    prompt: str | list[int],
+    max_tokens: int,
+    *,
+    into: Answer | None = None,
+    **more: Any,
 ) -> Answer:
-    answer = Answer(str(prompt))
+    """`into` is filled while the answer comes, for callers that do not wait for its end."""
+    answer = into or Answer(str(prompt))
     body = {
         "model": "bytes",
         "prompt": prompt,
