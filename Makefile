@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 # PYTHON: which interpreter the environment is made with. TORCH: another requirement or wheel source for the same
-# version, e.g. TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu". ARGS: options of `splitmesh up`.
+# version, e.g. TORCH="torch==2.13.0 --index-url URL-OF-A-CUDA-BUILD". ARGS: options of `splitmesh up`.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 ARGS ?=
@@ -35,7 +35,7 @@ model: $(INSTALLED)
 	@$(BIN)/splitmesh models --fetch $(DEFAULT_MODEL)
 
 test: model
-	$(PYTEST) -m "not bench"
+	$(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -58,7 +58,9 @@ chaos: model
 	$(PYTEST) -m chaos
 
 bench: model
-	$(PYTEST) -m bench -s
+	$(BIN)/python -m tests.bench.idle
+	$(BIN)/python -m tests.bench.handoff
+	$(BIN)/python -m tests.bench.interference
 
 # The torch build is chosen first; the second line then finds its pin satisfied. UCX is an extra of its own: without
 # its wheels the mesh moves KV over TCP.

@@ -1,6 +1,6 @@
 """Layer-wise against serialized KV hand-off, on real processes, the real model, the real transport.
 
-    python tests/bench/handoff.py [--lengths 128,256,512,1024,2048] [--rounds 5] [--json FILE]
+    python -m tests.bench.handoff [--lengths 128,256,512,1024,2048] [--rounds 5] [--json FILE]
 
 Two meshes (1 prompt + 1 token worker each) that differ in `--push` alone stand side by side; requests alternate between
 them, one at a time, so noise of the machine hits both alike. Medians. Prediction: serialized exposes the whole

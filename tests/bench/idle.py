@@ -1,6 +1,6 @@
 """What an idle mesh costs: processor time of all its processes, with KV endpoints connected.
 
-    python tests/bench/idle.py [--seconds 30] [-- OPTIONS OF splitmesh up]
+    python -m tests.bench.idle [--seconds 30] [-- OPTIONS OF splitmesh up]
 
 One request goes through first, so that links and the KV endpoints between the workers are open.
 """

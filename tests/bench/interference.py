@@ -1,6 +1,6 @@
 """What long prompts do to running streams: disaggregated against colocated, with equal cores.
 
-    python tests/bench/interference.py [--rounds 3] [--seconds 20] [--json FILE]
+    python -m tests.bench.interference [--rounds 3] [--seconds 20] [--json FILE]
 
 Two meshes stand side by side, one prompt and one token worker with a core each against one mixed worker with all
 cores; rounds alternate between them. Four streams decode while a prompt of 1,024 tokens arrives every 4 s. Prediction:
