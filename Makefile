@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+NO_INDEX := { echo "splitmesh: pip cannot install what is needed (see above): is a package index in reach?" \
+	"PIP_INDEX_URL names another one, TORCH another torch" >&2; exit 1; }
 DEFAULT_MODEL := smollm2-135m-instruct
 
 .PHONY: help setup up model test check fmt unit system chaos bench
@@ -66,8 +68,8 @@ bench: model
 # its wheels the mesh moves KV over TCP.
 $(INSTALLED): pyproject.toml constraints.txt scripts/python.sh
 	@python=$$(bash scripts/python.sh "$(PYTHON)") && echo "making $(VENV) with $$python ..." && "$$python" -m venv $(VENV)
-	@echo "installing $(TORCH) ..." && $(PIP) $(TORCH)
-	@echo "installing splitmesh and its tools ..." && $(PIP) --quiet -e '.[worker,local,dev]'
+	@echo "installing $(TORCH) ..." && $(PIP) $(TORCH) || $(NO_INDEX)
+	@echo "installing splitmesh and its tools ..." && $(PIP) --quiet -e '.[worker,local,dev]' || $(NO_INDEX)
 	@echo "installing UCX ..." && $(PIP) --quiet -e '.[ucx]' || \
 		echo "note: UCX has no wheels for this machine; KV caches will move over TCP"
 	@touch $@

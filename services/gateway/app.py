@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.errors import Handler, error_response, shape_errors
+from services.gateway.errors import Handler, error_response, quiet_malformed, shape_errors
 from services.gateway.generate import Generator
 from services.gateway.mesh import Mesh, version
 from services.gateway.metrics import Metrics
@@ -52,6 +52,7 @@ class Surface:
     def app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[shape_errors, self._admit])
         app.on_response_prepare.append(_echo_request_id)
+        quiet_malformed()
         app.add_routes(
             [
                 web.post("/v1/completions", self.completions),
@@ -90,12 +91,12 @@ class Surface:
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = read(CompletionRequest, await request.read())
         self._check_model(body.model)
-        return await self._generator.completion(request, RequestId(request[_REQUEST_ID]), body)
+        return await self._generator.completion(request, self._named(request), body)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = read(ChatRequest, await request.read())
         self._check_model(body.model)
-        return await self._generator.chat(request, RequestId(request[_REQUEST_ID]), body)
+        return await self._generator.chat(request, self._named(request), body)
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [self._model_card()]})
@@ -147,12 +148,18 @@ class Surface:
         return web.json_response(self._mesh.picture(self._clock.now(), self._own()))
 
     async def timeline(self, request: web.Request) -> web.Response:
-        """By the id in the answer ("cmpl-…"), or the bare one."""
-        request_id = request.match_info["request_id"].rpartition("-")[2]
-        timeline = self._timelines.get(RequestId(request_id))
+        asked = request.match_info["request_id"]
+        timeline = self._timelines.find(asked)
         if timeline is None:
-            raise Rejected(f"request {request_id} is not known here", code="request_not_found", status=404)
+            raise Rejected(f"request {asked} is not known here", code="request_not_found", status=404)
         return web.Response(text=json.dumps(timeline.as_json()), content_type="application/json")
+
+    def _named(self, request: web.Request) -> RequestId:
+        """Our id of this request, from now on also known under the one that its client gave."""
+        request_id = RequestId(request[_REQUEST_ID])
+        if request[_GIVEN_ID] != request_id:
+            self._timelines.name(request[_GIVEN_ID], request_id)
+        return request_id
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._mesh.model:

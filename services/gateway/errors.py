@@ -1,10 +1,12 @@
 """Every refusal as OpenAI's error object, whatever went wrong and wherever."""
 
 import json
+import logging
 from collections.abc import Awaitable, Callable
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 
 from services.gateway.events import End
@@ -39,8 +41,14 @@ def ended_response(end: End) -> web.Response:
 def rejected(error: ValidationError) -> Rejected:
     """The first thing that is wrong, with the name of its field."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = ".".join(str(part) for part in first["loc"]) or None
-    return Rejected(f"{param or 'body'}: {first['msg']}", param=param, code="invalid_value")
+    param = ".".join(str(part) for part in first["loc"] if not _names_a_type(part)) or None
+    message = first["msg"].removeprefix("Value error, ")
+    return Rejected(f"{param or 'body'}: {message}", param=param, code="invalid_value")
+
+
+def _names_a_type(part: str | int) -> bool:
+    """Which alternative of a field was tried ("str", "list[str]"): none of the client's business."""
+    return isinstance(part, str) and (part == "str" or part.startswith("list["))
 
 
 @web.middleware
@@ -54,6 +62,8 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
         return error_response(error.status, str(error), code="overloaded", retry_after_s=error.retry_after_s)
     except web.HTTPRequestEntityTooLarge:
         return error_response(413, "the request body is too large", code="body_too_large")
+    except web.RequestPayloadError as error:
+        return error_response(400, f"the body cannot be read: {_one_line(error)}", code="invalid_body")
     except web.HTTPMethodNotAllowed as error:
         response = error_response(405, f"{request.method} is not allowed here", code="method_not_allowed")
         response.headers["Allow"] = error.headers.get("Allow", "")
@@ -65,3 +75,17 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
     except Exception:
         _log.exception("request handler failed", path=request.path)
         return error_response(500, "internal error", code="internal_error")
+
+
+def quiet_malformed() -> None:
+    """What is no HTTP is answered by 400 and leaves no traceback: strangers must not fill the log."""
+    logging.getLogger("aiohttp.server").addFilter(_is_our_fault)
+
+
+def _is_our_fault(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

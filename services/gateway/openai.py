@@ -165,7 +165,11 @@ def read(schema: type[Model], body: bytes) -> Model:
         content = json.loads(body.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
         if b"\\u" in body:
             _refuse_surrogates(content)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise Rejected("the body is not valid JSON: nested too deeply", code="invalid_json") from error
+    except UnicodeError as error:
+        raise Rejected("the body is not valid JSON: its text is no Unicode", code="invalid_json") from error
+    except ValueError as error:
         raise Rejected(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(content, dict):
         raise Rejected("the body must be a JSON object", code="invalid_json")

@@ -26,9 +26,12 @@ class Timeline:
 
 
 class Timelines:
+    """`names` are what clients call their requests (`x-request-id`); of two of one name, the newer is meant."""
+
     def __init__(self, kept: int = 2000) -> None:
         self._kept = kept
         self._timelines: OrderedDict[RequestId, Timeline] = OrderedDict()
+        self._names: OrderedDict[str, RequestId] = OrderedDict()
 
     def open(self, request_id: RequestId, now: float) -> Timeline:
         timeline = self._timelines[request_id] = Timeline(request_id, now)
@@ -37,6 +40,16 @@ class Timelines:
 
     def get(self, request_id: RequestId) -> Timeline | None:
         return self._timelines.get(request_id)
+
+    def name(self, name: str, request_id: RequestId) -> None:
+        self._names[name] = request_id
+        self._names.move_to_end(name)
+        if len(self._names) > self._kept:
+            self._names.popitem(last=False)
+
+    def find(self, asked: str) -> Timeline | None:
+        """By the client's own name, by the id in the answer ("cmpl-…"), or by the bare one."""
+        return self.get(self._names.get(asked) or RequestId(asked.rpartition("-")[2]))
 
     def _forget(self) -> None:
         """Drop the oldest finished ones; running ones stay however old they are."""

@@ -1,5 +1,6 @@
 """`splitmesh`: the command line for one machine."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -20,7 +21,13 @@ usage: splitmesh COMMAND [OPTION...]
 
 
 def main() -> int:
-    return run(sys.argv[1:])
+    try:
+        exit_code = run(sys.argv[1:])
+        sys.stdout.flush()
+        return exit_code
+    except BrokenPipeError:  # as in `| head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def run(arguments: Sequence[str]) -> int:

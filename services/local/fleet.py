@@ -9,8 +9,8 @@ from shared.clock import Clock
 from shared.errors import ConfigError
 from shared.tasks import Spawn
 
-MOST_FAILURES = 3  # of one child that was never ready; a refusal (exit code 2) counts twice
-REFUSED = 2
+MOST_FAILURES = 3  # of one child that was never ready
+REFUSED = 2  # the exit code of one that would refuse again
 # Who is asked to stop after whom, and how long each stage may take, half a minute in all. Requests drain in the
 # gateway; once it has gone, nobody else has work left.
 STOP_ORDER = (
@@ -24,7 +24,7 @@ STOP_ORDER = (
 
 class Fleet:
     """`on_state(name, state, note)` is told of every change: starting, ready, failed. `failure` appears, and `failed`
-    is set, when a child that was never ready has failed too often."""
+    is set, when a child that was never ready refuses to start or has failed too often."""
 
     def __init__(
         self,
@@ -73,9 +73,11 @@ class Fleet:
     def _on_ended(self, ended: Ended) -> None:
         self._ready.discard(ended.name)
         self.all_ready.clear()
-        self._on_state(ended.name, "failed", f"{ended.how}; starting it again in {ended.pause_s:g} s")
-        self._failures[ended.name] += 2 if ended.exit_code == REFUSED else 1
-        if ended.name not in self._were_ready and self._failures[ended.name] >= MOST_FAILURES:
+        self._failures[ended.name] += MOST_FAILURES if ended.exit_code == REFUSED else 1
+        hopeless = ended.name not in self._were_ready and self._failures[ended.name] >= MOST_FAILURES
+        next_step = "" if hopeless else f"; starting it again in {ended.pause_s:g} s"
+        self._on_state(ended.name, "failed", ended.how + next_step)
+        if hopeless:
             reason = ended.last_lines[-1].removeprefix("splitmesh: ") if ended.last_lines else ended.how
             self.failure = ConfigError(f"{ended.name} does not start: {reason}")
             self.last_words = () if ended.exit_code == REFUSED else ended.last_lines

@@ -43,24 +43,28 @@ def _asked(url: str) -> str:
 
 
 def _show(mesh: dict[str, Any], console: Console) -> None:
-    workers = Table(title=f"splitmesh {mesh.get('version', '')}", title_justify="left")
-    for heading in ("worker", "home", "pool", "state", "queue (tokens)", "running", "KV blocks", "transport", "pid"):
-        workers.add_column(
-            heading, justify="right" if heading in ("queue (tokens)", "running", "KV blocks") else "left"
-        )
+    workers = _table("worker", "home", "pool", "state", "queued", "running", "KV blocks", "via", "pid")
     for worker in mesh.get("workers", []):
-        blocks = f"{worker['kv_blocks_used']} / {worker['kv_blocks_total']}"
+        blocks = f"{worker['kv_blocks_used']}/{worker['kv_blocks_total']}"
         workers.add_row(
             worker["id"], worker["role"], worker["pool"], _styled(worker["state"]), str(worker["queue_tokens"]),
             str(worker["running"]), blocks, worker["transport"], str(worker["pid"]),
         )  # fmt: skip
-    services = Table()
-    for heading in ("service", "id", "state", "pid"):
-        services.add_column(heading)
+    services = _table("service", "id", "state", "pid")
     for service in mesh.get("services", []):
         services.add_row(service["service"], service["id"], _styled(service["state"]), str(service["pid"]))
+    console.print(f"splitmesh {mesh.get('version', '')}, {', '.join(mesh.get('models', []))}\n", highlight=False)
     console.print(workers)
+    console.print()
     console.print(services)
+
+
+def _table(*headings: str) -> Table:
+    """Narrow: all columns of the workers fit into 80 characters."""
+    table = Table(box=None, collapse_padding=True, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in ("queued", "running", "KV blocks") else "left")
+    return table
 
 
 def _styled(state: str) -> str:

@@ -8,6 +8,7 @@ What cannot work is said in one line. A child that dies is started again; one th
 import asyncio
 import dataclasses
 import os
+import re
 import secrets
 import signal
 import sys
@@ -38,6 +39,8 @@ DRAW_EVERY_S = 0.1
 ASK_EVERY_S = 0.1
 SAME_SIGNAL_S = 0.5  # a terminal and `make` may both pass on one Ctrl-C
 REDIS, MODEL, API = "redis", "model", "api"
+WARNING = re.compile(r'\[(warning|error|critical) *\]|"level": "(warning|error|critical)"')
+CHATTER = re.compile(r'\[(debug|info) *\]|"level": "(debug|info)"')
 
 MakeCommands = Callable[[Settings, Machine, str], list[Command]]
 
@@ -241,11 +244,17 @@ class LocalMesh:
     def _show_state(self, name: str, state: str, note: str) -> None:
         if self._starting:
             self._view.set(name, state, note)
-        elif not self._ending.is_set() or state == "failed":
+        elif not self._failure and (state == "failed" or not self._ending.is_set()):
             self._say(f"{name} {note if state == 'failed' else f'is {state} again'}")
 
     def _show_line(self, name: str, line: str) -> None:
-        if name != REDIS and not (self._starting and self._console.is_terminal):
+        """On a terminal, the picture of the start and the farewell are not buried under what is no trouble."""
+        if name == REDIS or self._failure:
+            return
+        if self._console.is_terminal and self._starting:
+            if WARNING.search(line):
+                self._say(f"{name} | {line}")
+        elif not (self._console.is_terminal and self._ending.is_set() and CHATTER.search(line)):
             print(f"{name} | {line}", file=sys.stderr)
 
     def _say(self, line: str) -> None:

@@ -425,6 +425,7 @@ BAD = [
     (body(top_p=0), "top_p"),
     (body(stop=[""]), "stop"),
     (body(stop=["x"] * 17), "stop"),
+    (body(stop=5), "stop"),
     (body(stream="yes"), "stream"),
     (body(seed=2**70), "seed"),
     (body(prompt=None), "prompt"),
@@ -446,7 +447,10 @@ async def test_bad_requests_name_the_field() -> None:
             assert (status, error["param"], error["type"]) == (400, param, "invalid_request_error"), fields
         chat = {"messages": [{"role": "user", "content": "x"}]}
         image: dict[str, Any] = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}
-        bad_chats = [({"messages": []}, "messages"), (image, "messages"), ({**chat, "tools": [1]}, "tools")]
+        bad_chats = [
+            ({"messages": []}, "messages"), (image, "messages"), ({**chat, "tools": [1]}, "tools"),
+            ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        ]  # fmt: skip
         for bad, param in bad_chats:
             status, error = await status_and_error(rig, bad, "/v1/chat/completions")
             assert (status, error["param"]) == (400, param)
@@ -463,6 +467,37 @@ async def test_malformed_bodies_are_400(raw: bytes) -> None:
     async with mesh() as rig, rig.http.post(rig.url + "/v1/completions", data=raw) as response:
         assert response.status == 400
         assert error_of(await response.json())["type"] == "invalid_request_error"
+
+
+NO_HTTP = (
+    b"GARBAGE\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x\r\nX-Big: " + b"a" * 20_000 + b"\r\n\r\n",
+    b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
+    b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+)
+
+
+@pytest.mark.parametrize("raw", NO_HTTP, ids=lambda raw: repr(raw[:20]))
+async def test_what_is_no_http_is_400_and_leaves_no_traceback(raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with mesh() as rig:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rpartition(":")[2]))
+        writer.write(raw)
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        writer.close()
+        assert b" 400 " in answer.partition(b"\r\n")[0]
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_request_is_found_under_the_id_that_its_client_gave() -> None:
+    async with mesh() as rig, asyncio.TaskGroup() as group:
+        group.create_task(rig.answer(b"a"))
+        async with rig.post("/v1/completions", body(), **{"x-request-id": "order-7"}) as response:
+            answer = await response.json()
+            assert response.headers["x-request-id"] == "order-7"
+        for name in ("order-7", answer["id"], answer["id"].removeprefix("cmpl-")):
+            async with rig.http.get(f"{rig.url}/mesh/requests/{name}") as response:
+                assert (await response.json())["id"] == answer["id"].removeprefix("cmpl-")
 
 
 async def test_errors_of_the_surface_are_openai_shaped() -> None:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,12 +18,13 @@ from services.local.models import models
 from services.local.status import status
 from shared.runtime.supervise import Supervisor
 
+ROOT = Path(__file__).parents[2]
 MESH = {
     "version": "0.1.0",
     "models": ["m"],
     "workers": [
-        {"id": "token-0.a1", "service": "token_worker", "pid": 7, "role": "token", "pool": "mixed", "state": "ready",
-         "model": "m", "queue_tokens": 12, "running": 3, "kv_blocks_total": 100, "kv_blocks_used": 25,
+        {"id": "token-10.a1b2c3", "service": "token_worker", "pid": 1234567, "role": "token", "pool": "mixed",
+         "state": "ready", "model": "m", "queue_tokens": 12, "running": 3, "kv_blocks_total": 100, "kv_blocks_used": 25,
          "kv_blocks_cached": 0, "kv_blocks_leaked": 0, "transport": "ucx"},
     ],
     "services": [{"id": "gateway-0.b2", "service": "gateway", "pid": 8, "state": "ready"}],
@@ -60,8 +63,15 @@ def shown(console: Console) -> str:
 def test_status_shows_workers_and_services(gateway: str) -> None:
     console = screen()
     assert status(["--url", gateway], console) == 0
-    for text in ("token-0.a1", "mixed", "25 / 100", "ucx", "gateway-0.b2", "0.1.0"):
+    for text in ("token-10.a1b2c3", "mixed", "25/100", "ucx", "gateway-0.b2", "0.1.0"):
         assert text in shown(console)
+    assert max(map(len, shown(console).splitlines())) <= 80
+
+
+def test_a_reader_that_leaves_early_is_no_error(gateway: str) -> None:
+    command = f"{sys.executable} -m services.local status --json --url {gateway} | true"
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_status_as_json_is_what_the_mesh_answers(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:
