@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shared.ids import Address, RequestId, ServiceId
+from shared.ids import Address, RequestId, ServiceId, WorkerId
 from shared.link.port import Lost, Received
-from shared.wire.messages import LinkMessage, Placed, Submitted, Unplaceable, WorkerReport
-from shared.wire.terms import Finish, Sampling
+from shared.wire.messages import LinkMessage, Placed, Submitted, Unplaceable
+from shared.wire.terms import Finish, Sampling, State
 
 
 class Outcome(StrEnum):
@@ -63,6 +63,15 @@ class BrokerBack: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerHeard:
+    """A worker's report was written `at` this time of the decider's clock."""
+
+    worker_id: WorkerId
+    state: State
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Woke:
     """The time that `Sessions.wake_at` named has come."""
 
@@ -72,8 +81,9 @@ class Stopping:
     """The process ends now: whatever still runs gets an error."""
 
 
-OwnEvent = Opened | ClientLeft | StopStringMet | SubmitFailed | BrokerSilent | BrokerBack | Woke | Stopping
-Event = OwnEvent | Received | Lost | Placed | Unplaceable | WorkerReport
+ClientEvent = Opened | ClientLeft | StopStringMet
+OwnEvent = ClientEvent | SubmitFailed | BrokerSilent | BrokerBack | WorkerHeard | Woke | Stopping
+Event = OwnEvent | Received | Lost | Placed | Unplaceable
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------

@@ -6,10 +6,7 @@ from typing import Any
 from shared.ids import WorkerId
 from shared.policy.view import View, WorkerView
 from shared.wire.messages import ServiceReport, WorkerReport
-from shared.wire.terms import Role, State
-
-_PROMPT = (Role.PROMPT, Role.MIXED)
-_TOKEN = (Role.TOKEN, Role.MIXED)
+from shared.wire.terms import State
 
 
 def version() -> str:
@@ -36,15 +33,13 @@ class Mesh:
         return min((worker.report.max_model_len for worker in self.serving(now)), default=None)
 
     def unready(self, now: float) -> list[str]:
-        """Why a request could not be served now; empty when it could."""
-        roles = {worker.report.role for worker in self.serving(now)}
+        """Why a request could not be served now; empty when it could. One worker is enough: each can do both phases."""
         routers = [s for s in self.view.services.values() if s.service == "router" and s.state is State.READY]
         checks = {
             "draining": self.draining,
             "the broker does not answer": not self.broker_answers,
             "no router": not routers,
-            "no prompt worker is ready": not roles.intersection(_PROMPT),
-            "no token worker is ready": not roles.intersection(_TOKEN),
+            "no worker is ready": not self.serving(now),
         }
         return [reason for reason, holds in checks.items() if holds]
 
@@ -65,7 +60,7 @@ class Mesh:
     def _worker(self, worker_id: WorkerId) -> dict[str, Any]:
         worker = self.view.workers[worker_id]
         report: WorkerReport = worker.report
-        state = State.LOST if self.view.out_of_sight(worker) else worker.state
+        state = State.LOST if self.view.out_of_sight(worker) else report.state
         copied = (
             "service", "pid", "model", "max_model_len", "queue_tokens", "demand_blocks", "running", "waiting",
             "block_size", "kv_blocks_total", "kv_blocks_used", "kv_blocks_cached", "kv_blocks_leaked",

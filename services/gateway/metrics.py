@@ -61,7 +61,8 @@ class _Workers(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        reports = [worker.report for worker in self._mesh.view.workers.values() if not worker.lost]
+        view = self._mesh.view
+        reports = [worker.report for worker in view.workers.values() if not view.out_of_sight(worker)]
         for name, text, read in _GAUGES:
             family = GaugeMetricFamily(f"splitmesh_{name}", text, labels=["worker"])
             for report in reports:

@@ -1,8 +1,8 @@
 """Which workers this gateway keeps links to, and which ones it takes for dead."""
 
-from services.gateway.events import Command
+from services.gateway.events import WorkerHeard
 from shared.ids import Address, WorkerId
-from shared.wire.messages import Placed, WorkerReport
+from shared.wire.messages import Placed
 from shared.wire.terms import State
 
 TRUST_AFTER_S = 1.5  # a report heard sooner after a loss was on its way before it
@@ -32,12 +32,11 @@ class Peers:
             if len(self._lost_at) > _REMEMBERED:
                 del self._lost_at[next(iter(self._lost_at))]
 
-    def heard(self, report: WorkerReport, now: float) -> list[Command]:
+    def heard(self, heard: WorkerHeard) -> None:
         """One that was only silent is trusted again: the same incarnation speaks."""
-        lost_at = self._lost_at.get(report.worker_id, now)
-        if report.state is not State.LOST and now - lost_at > TRUST_AFTER_S:
-            del self._lost_at[report.worker_id]
-        return []
+        lost_at = self._lost_at.get(heard.worker_id, heard.at)
+        if heard.state is not State.LOST and heard.at - lost_at > TRUST_AFTER_S:
+            del self._lost_at[heard.worker_id]
 
     def recently_lost(self, now: float) -> tuple[WorkerId, ...]:
         """What routers may not know yet."""

@@ -4,7 +4,6 @@ Use as `await gateway(...)`; it runs until `supervisor.stopping`, then finishes 
 """
 
 import asyncio
-import os
 import secrets
 from collections.abc import Callable
 
@@ -20,21 +19,19 @@ from services.gateway.sessions import Sessions
 from services.gateway.switchboard import Switchboard
 from shared.broker.port import Broker, Entry
 from shared.clock import Clock
-from shared.errors import ConfigError, Transient
-from shared.ids import EntryId, ServiceId, StreamName
+from shared.errors import ConfigError
+from shared.ids import ServiceId
 from shared.link.port import Links
 from shared.models.tokenizer import Tokenizer
 from shared.runtime.config import Settings
+from shared.runtime.presence import Presence, follow
 from shared.runtime.supervise import Supervisor
-from shared.wire.messages import Placed, ServiceReport, Unplaceable, WorkerReport
+from shared.wire.messages import Placed, Unplaceable, WorkerReport
 from shared.wire.streams import PLACEMENTS, REPORTS
 from shared.wire.terms import State
 
 DRAIN_S = 15.0
-REPORT_S = 1.0
-KEPT_REPORTS = 1000
-TAIL_S = 1.0
-OUTAGE_PAUSE_S = 0.2
+LAG_EVERY_S = 1.0
 log = structlog.get_logger()
 
 
@@ -57,14 +54,16 @@ async def gateway(
     switchboard = Switchboard(
         sessions=sessions, broker=broker, links=links, clock=clock, spawn=supervisor.spawn, metrics=metrics
     )
-    loops = _Loops(gateway_id, mesh, metrics, switchboard, broker, clock)
+    outlook = _Outlook(mesh, metrics, switchboard, clock)
+    presence = Presence(broker, gateway_id, "gateway")
+    watching = follow(broker, outlook.on_entry, kept=[REPORTS], new=[PLACEMENTS], on_outage=outlook.on_outage)
     generator = Generator(
         switchboard=switchboard, mesh=mesh, tokenizer=tokenizer, clock=clock,
         draw_seed=lambda: secrets.randbits(63), time_limit_s=settings.request_timeout_s,
     )  # fmt: skip
     surface = Surface(
         generator=generator, mesh=mesh, metrics=metrics, timelines=sessions.timelines, clock=clock,
-        own=loops.own_report, api_keys=settings.api_key,
+        own=presence.report, api_keys=settings.api_key,
     )  # fmt: skip
     runner = web.AppRunner(surface.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
@@ -72,13 +71,14 @@ async def gateway(
         site = await _listen(runner, settings)
         tasks = [
             supervisor.spawn(switchboard.listen(), name="links"),
-            supervisor.spawn(loops.follow(), name="view"),
-            supervisor.spawn(loops.report(), name="report"),
+            supervisor.spawn(watching, name="view"),
+            supervisor.spawn(presence.run(), name="presence"),
+            supervisor.spawn(_measure_lag(metrics), name="lag"),
         ]
         listening(runner.addresses[0][1])
         log.info("gateway listening", host=settings.host, port=runner.addresses[0][1], model=model)
         await supervisor.stopping.wait()
-        await _drain(mesh, switchboard, loops, site)
+        await _drain(mesh, switchboard, presence, site)
         for task in tasks:
             task.cancel()
     finally:
@@ -96,93 +96,53 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> web.TCPSite:
     return site
 
 
-async def _drain(mesh: Mesh, switchboard: Switchboard, loops: "_Loops", site: web.TCPSite) -> None:
+async def _drain(mesh: Mesh, switchboard: Switchboard, presence: Presence, site: web.TCPSite) -> None:
     """Accept nothing new, let what runs end, and end the rest with an error that the client can read."""
     mesh.draining = True
     log.info("gateway draining", requests=len(switchboard.sessions))
-    await loops.say(State.DRAINING)
+    await presence.say(State.DRAINING)
     await site.stop()
     try:
         async with asyncio.timeout(DRAIN_S):
             await switchboard.until_idle()
     except TimeoutError:
         switchboard.feed(ev.Stopping())
-    await loops.say(State.LOST)
+    await presence.say(State.LOST)
 
 
-class _Loops:
-    """What the gateway does with the broker besides submitting: follow the streams, say that it is alive."""
+class _Outlook:
+    """What the gateway learns from the broker: the mesh around it, and whether the broker answers at all."""
 
-    def __init__(
-        self,
-        gateway_id: ServiceId,
-        mesh: Mesh,
-        metrics: Metrics,
-        switchboard: Switchboard,
-        broker: Broker,
-        clock: Clock,
-    ) -> None:
-        self._gateway_id = gateway_id
+    def __init__(self, mesh: Mesh, metrics: Metrics, switchboard: Switchboard, clock: Clock) -> None:
         self._mesh = mesh
         self._metrics = metrics
         self._switchboard = switchboard
-        self._broker = broker
         self._clock = clock
 
-    async def follow(self) -> None:
-        """Every placement from now on, and the reports that are kept, for ever; outages are sat out."""
-        position: dict[StreamName, EntryId] = {}
-        while True:
-            try:
-                if not position:
-                    position = {PLACEMENTS: await self._broker.last_id(PLACEMENTS), REPORTS: EntryId("0-0")}
-                entries = await self._broker.tail(position, wait_s=TAIL_S)
-            except Transient as error:
-                self._broker_answers(False, str(error))
-                await asyncio.sleep(OUTAGE_PAUSE_S)
-                continue
-            self._broker_answers(True)
-            for entry in entries:
-                position[entry.stream] = entry.entry_id
-                self._on_entry(entry)
+    def on_entry(self, entry: Entry) -> None:
+        message, heard_at = entry.message, self._clock.now() - entry.waited_s
+        if isinstance(message, WorkerReport):
+            self._note_role(message)
+            self._switchboard.feed(ev.WorkerHeard(worker_id=message.worker_id, state=message.state, at=heard_at))
+        self._mesh.view.apply(message, entry.entry_id, heard_at)
+        if isinstance(message, Placed | Unplaceable):
+            self._switchboard.feed(message)
 
-    async def report(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self.say(self.own_report().state)
-            due = loop.time() + REPORT_S
-            await asyncio.sleep(REPORT_S)
-            self._metrics.loop_lag.set(max(0.0, loop.time() - due))
-
-    async def say(self, state: State) -> None:
-        try:
-            await self._broker.publish(REPORTS, self.own_report(state), keep=KEPT_REPORTS)
-        except Transient as error:
-            log.debug("report not sent", reason=str(error))
-
-    def own_report(self, state: State | None = None) -> ServiceReport:
-        state = state or (State.DRAINING if self._mesh.draining else State.READY)
-        return ServiceReport(service_id=self._gateway_id, service="gateway", pid=os.getpid(), state=state)
-
-    def _broker_answers(self, answers: bool, reason: str = "") -> None:
+    def on_outage(self, answers: bool) -> None:
         if answers == self._mesh.broker_answers:
             return
         self._mesh.broker_answers = answers
-        if answers:
-            self._switchboard.feed(ev.BrokerBack())
-        else:
-            log.warning("broker out of reach", reason=reason)
-            self._switchboard.feed(ev.BrokerSilent())
-
-    def _on_entry(self, entry: Entry) -> None:
-        message = entry.message
-        if isinstance(message, WorkerReport):
-            self._note_role(message)
-        self._mesh.view.apply(message, entry.entry_id, self._clock.now() - entry.waited_s)
-        if isinstance(message, Placed | Unplaceable | WorkerReport):
-            self._switchboard.feed(message)
+        self._switchboard.feed(ev.BrokerBack() if answers else ev.BrokerSilent())
 
     def _note_role(self, report: WorkerReport) -> None:
         known = self._mesh.view.workers.get(report.worker_id)
         if known and known.report.role is not report.role:
             self._metrics.role_changes.labels(known.report.role.value, report.role.value).inc()
+
+
+async def _measure_lag(metrics: Metrics) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + LAG_EVERY_S
+        await asyncio.sleep(LAG_EVERY_S)
+        metrics.loop_lag.set(max(0.0, loop.time() - due))

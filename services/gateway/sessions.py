@@ -54,8 +54,6 @@ class Sessions:
                 return self._on_unplaceable(event, now)
             case Lost(peer=peer, reason=reason):
                 return self._on_lost(peer, reason, now)
-            case wire.WorkerReport():
-                return self._peers.heard(event, now)
             case _:
                 return self._on_own_event(event, now)
 
@@ -69,6 +67,9 @@ class Sessions:
                 return self._withdraw(request_id, Outcome.COMPLETED, now)
             case ev.SubmitFailed():
                 return self._on_submit_failed(event, now)
+            case ev.WorkerHeard():
+                self._peers.heard(event)
+                return []
             case ev.Woke():
                 return self._on_woke(now)
             case ev.BrokerSilent():

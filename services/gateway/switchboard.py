@@ -18,7 +18,6 @@ from shared.wire.messages import Chunk, HandedOff, Submitted, Tokens
 from shared.wire.streams import SUBMITTED
 from shared.wire.terms import Finish
 
-PUBLISH_LIMIT_S = 1.0
 log = structlog.get_logger()
 
 
@@ -125,9 +124,8 @@ class Switchboard:
 
     async def _publish(self, message: Submitted) -> None:
         try:
-            async with asyncio.timeout(PUBLISH_LIMIT_S):
-                await self._broker.publish(SUBMITTED, message)
-        except (Transient, TimeoutError) as error:
+            await self._broker.publish(SUBMITTED, message)
+        except Transient as error:
             log.warning("not submitted", request_id=message.request_id, reason=str(error))
             self.feed(ev.SubmitFailed(request_id=message.request_id, attempt=message.attempt))
 

@@ -1,1 +1,1 @@
-"""Membership of the mesh: who is here, who is lost, and what the lost ones left behind."""
+"""Membership of the mesh: who is here, who is gone, and what the gone ones left behind."""

@@ -1,4 +1,4 @@
-"""Watches reports, announces lost workers, deletes their streams. Any number may run: announcements are idempotent."""
+"""Watches reports and deletes the streams of workers that are gone. Any number may run: deleting is idempotent."""
 
 import asyncio
 
@@ -7,9 +7,9 @@ import structlog
 from shared.broker.port import Broker, Entry
 from shared.clock import Clock
 from shared.errors import Transient
-from shared.ids import EntryId, ServiceId
+from shared.ids import ServiceId
 from shared.policy.membership import Membership
-from shared.runtime.presence import KEEP_REPORTS, Presence, follow
+from shared.runtime.presence import Presence, follow
 from shared.runtime.supervise import Supervisor
 from shared.wire.streams import REPORTS, worker_stream
 from shared.wire.terms import State
@@ -28,9 +28,9 @@ class PoolManager:
 
     async def run(self, supervisor: Supervisor) -> None:
         tasks = [
-            supervisor.spawn(follow(self._broker, {REPORTS: EntryId("0-0")}, self._on_entry), name="reports"),
+            supervisor.spawn(follow(self._broker, self._on_entry, kept=[REPORTS]), name="reports"),
             supervisor.spawn(self._presence.run(), name="presence"),
-            supervisor.spawn(self._manage(), name="membership"),
+            supervisor.spawn(self._sweep(), name="membership"),
         ]
         await supervisor.stopping.wait()
         for task in tasks:
@@ -40,15 +40,13 @@ class PoolManager:
     def _on_entry(self, entry: Entry) -> None:
         self._membership.apply(entry.message, entry.entry_id, self._clock.now() - entry.waited_s)
 
-    async def _manage(self) -> None:
+    async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(EVERY_S)
-            now = self._clock.now()
-            try:
-                for lost in self._membership.newly_lost(now):
-                    log.info("worker gone", worker_id=lost.worker_id, reason=lost.reason)
-                    await self._broker.publish(REPORTS, lost, keep=KEEP_REPORTS)
-                for worker_id in self._membership.streams_to_delete(now):
+            for worker_id in self._membership.gone(self._clock.now()):
+                try:
                     await self._broker.delete(worker_stream(worker_id))
-            except Transient as error:
-                log.debug("broker out of reach", reason=str(error))
+                except Transient:
+                    break
+                self._membership.swept(worker_id)
+                log.info("worker gone, its stream is deleted", worker_id=worker_id)

@@ -8,7 +8,7 @@ import structlog
 from shared.broker.port import Broker, Entry
 from shared.clock import Clock
 from shared.errors import Transient
-from shared.ids import EntryId, ServiceId, StreamName
+from shared.ids import ServiceId, StreamName
 from shared.policy.routing import Placement, place
 from shared.policy.view import View
 from shared.runtime.presence import Presence, follow
@@ -19,7 +19,6 @@ from shared.wire.terms import State
 
 log = structlog.get_logger()
 
-START = {PLACEMENTS: EntryId("0-0"), REPORTS: EntryId("0-0")}
 WAIT_S = 1.0
 RETRY_S = 0.2
 
@@ -35,7 +34,7 @@ class Router:
     async def run(self, supervisor: Supervisor) -> None:
         """Route until stopping. An entry taken and not forwarded stays pending; another router takes it over."""
         tasks = [
-            supervisor.spawn(follow(self._broker, START, self._on_entry), name="view"),
+            supervisor.spawn(follow(self._broker, self._on_entry, kept=[PLACEMENTS, REPORTS]), name="view"),
             supervisor.spawn(self._route_for_ever(supervisor), name="route"),
             supervisor.spawn(self._presence.run(), name="presence"),
         ]
@@ -79,8 +78,12 @@ class Router:
             (PLACEMENTS, placed),
         ]
         self._view.foresee(placed)
-        if not await self._broker.forward(entry, ROUTERS, outgoing):
-            self._view.retract(placed)
+        forwarded = False
+        try:
+            forwarded = await self._broker.forward(entry, ROUTERS, outgoing)
+        finally:
+            if not forwarded:
+                self._view.retract(placed)
 
     def _on_entry(self, entry: Entry) -> None:
         """Keep the load view: every placement and every report, in order."""

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from shared.broker.frames import KEPT_ENTRIES, read_frame
+from shared.broker.frames import read_frame
 from shared.broker.port import Entry
 from shared.clock import Clock, SystemClock
 from shared.errors import BadFrame
 from shared.ids import EntryId, StreamName
 from shared.wire.codec import encode
 from shared.wire.messages import StreamMessage
-from shared.wire.streams import DEAD_LETTER
+from shared.wire.streams import DEAD_LETTER, KEPT_ENTRIES
 
 _Key = tuple[int, int]
 
@@ -67,17 +67,17 @@ class MemoryBroker:
         self._last_key: _Key = (0, 0)
         self._news = asyncio.Event()
 
-    async def publish(self, stream: StreamName, message: StreamMessage, *, keep: int | None = None) -> EntryId:
-        return self.append(stream, encode(message), keep=keep)
+    async def publish(self, stream: StreamName, message: StreamMessage) -> EntryId:
+        return self.append(stream, encode(message))
 
-    def append(self, stream: StreamName, frame: bytes, *, keep: int | None = None) -> EntryId:
+    def append(self, stream: StreamName, frame: bytes) -> EntryId:
         """What `publish` does with the encoded message."""
         key = self._next_key()
         lane = self._lane(stream)
         lane.keys.append(key)
         lane.frames[key] = frame
         lane.stored_at[key] = self._clock.now()
-        while keep is not None and len(lane.keys) > keep:
+        while len(lane.keys) > KEPT_ENTRIES.get(stream, len(lane.keys)):
             lane.remove(lane.keys[0])
         self._news.set()
         self._news = asyncio.Event()
@@ -193,7 +193,7 @@ class MemoryBroker:
             return False
         self._lane(stream).remove(key)
         for outgoing, frame in frames:
-            self.append(outgoing, frame, keep=KEPT_ENTRIES.get(outgoing))
+            self.append(outgoing, frame)
         return True
 
 

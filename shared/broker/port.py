@@ -24,8 +24,8 @@ class Entry:
 
 
 class Broker(Protocol):
-    async def publish(self, stream: StreamName, message: StreamMessage, *, keep: int | None = None) -> EntryId:
-        """Append; exactly one entry or Transient (then: none or one). `keep` trims to about that many entries."""
+    async def publish(self, stream: StreamName, message: StreamMessage) -> EntryId:
+        """Append; exactly one entry or Transient (then: none or one). Streams are trimmed as KEPT_ENTRIES says."""
         ...
 
     async def last_id(self, stream: StreamName) -> EntryId:

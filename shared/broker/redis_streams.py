@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from redis.exceptions import ResponseError
 
-from shared.broker.frames import KEPT_ENTRIES, read_frame
+from shared.broker.frames import read_frame
 from shared.broker.port import Entry
 from shared.broker.redis_calls import NoGroup, RedisCalls
 from shared.clock import SystemClock
@@ -22,7 +22,7 @@ from shared.errors import BadFrame, Transient
 from shared.ids import EntryId, StreamName
 from shared.wire.codec import encode
 from shared.wire.messages import StreamMessage
-from shared.wire.streams import DEAD_LETTER
+from shared.wire.streams import DEAD_LETTER, KEPT_ENTRIES
 
 FIELD = b"m"
 OFFSET_VALID_S = 30.0
@@ -92,8 +92,9 @@ class RedisBroker:
                     raise
                 await asyncio.sleep(jitter.uniform(0.05, 0.5))
 
-    async def publish(self, stream: StreamName, message: StreamMessage, *, keep: int | None = None) -> EntryId:
+    async def publish(self, stream: StreamName, message: StreamMessage) -> EntryId:
         frame = {FIELD: encode(message)}
+        keep = KEPT_ENTRIES.get(stream)
         reply = self._calls.commands.xadd(self._key(stream), frame, maxlen=keep, approximate=True)  # type: ignore[arg-type]
         return _id(await self._calls.short(reply))
 

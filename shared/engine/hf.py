@@ -58,7 +58,7 @@ class HfEngine:
         if not rows:
             return []
         draws = [row.draw for row in rows if row.draw is not None]
-        with torch.inference_mode():
+        with torch.inference_mode(), one_line_memory_errors(f"a step of {sum(len(r.token_ids) for r in rows)} tokens"):
             logits = forward(self._model, PackedStep(rows, self._pages, on_layer))
             chosen = iter(choose(logits, draws) if draws else [])
         return [None if row.draw is None else next(chosen) for row in rows]

@@ -1,1 +1,1 @@
-"""Bookkeeping of the KV cache: who owns which block, how large a slice is, how long a promise holds. Pure."""
+"""Bookkeeping of the KV cache: who owns which block, and how a prompt is cut into slices. Pure."""

@@ -32,10 +32,8 @@ class KvSlice:
     def size_bytes(self, shape: KvShape) -> int:
         heads = self.head_end - self.head_start
         per_token = shape.kv_bytes_per_token * heads // shape.kv_heads
-        return self.layer_bytes(per_token) * (self.layer_end - self.layer_start)
-
-    def layer_bytes(self, bytes_per_token: int) -> int:
-        return (self.token_end - self.token_start) * bytes_per_token
+        tokens = self.token_end - self.token_start
+        return per_token * tokens * (self.layer_end - self.layer_start)
 
 
 def cut(mode: PushMode, tokens: int, shape: KvShape) -> tuple[KvSlice, ...]:

@@ -1,7 +1,8 @@
 """Machine level scheduling: what a worker computes next (Splitwise IV-B).
 
-Prompts first, FCFS, several together up to a token budget (throughput falls beyond it); else all decodes up to KV
-memory. A decode that finds no block preempts the youngest, which is recomputed later: the oldest always gets on.
+Prompts first, FCFS, several together up to a token budget (throughput falls beyond it); else, and also after some
+prompt batches in a row, all decodes up to KV memory. A decode that finds no block preempts the youngest, which is
+recomputed later: the oldest always gets on.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from enum import Enum
 from shared.ids import Attempt
 from shared.kv.blocks import BlockAllocator
 from shared.policy.sequence import Sequence
+
+PREFILLS_IN_A_ROW = 4
 
 
 class Phase(Enum):
@@ -41,6 +44,7 @@ class Batcher:
         self._prompt_blocks = prompt_blocks
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self._prefills = 0  # prompt batches since the last decode step
 
     def enqueue(self, sequence: Sequence) -> None:
         """A prompt joins the queue at its place by arrival."""
@@ -58,10 +62,12 @@ class Batcher:
 
     def next_batch(self) -> Batch | None:
         """What to compute now, with its blocks allocated; None when there is nothing that can run."""
-        if prompts := self._prompts():
-            return Batch(Phase.PREFILL, tuple(prompts))
-        if decodes := self._decodes():
-            return Batch(Phase.DECODE, tuple(decodes))
+        decodes_first = bool(self.running) and self._prefills >= PREFILLS_IN_A_ROW
+        for phase in (Phase.DECODE, Phase.PREFILL) if decodes_first else (Phase.PREFILL, Phase.DECODE):
+            chosen = self._prompts() if phase is Phase.PREFILL else self._decodes()
+            if chosen:
+                self._prefills = self._prefills + 1 if phase is Phase.PREFILL else 0
+                return Batch(phase, tuple(chosen))
         return None
 
     def _prompts(self) -> list[Sequence]:

@@ -11,8 +11,9 @@
 Ownership of blocks:  prompt side  from prefill until KvAccepted (or until nobody wants the request)
                       token side   from Granted until the request ends there
 
-The wire messages are the events; the few local ones are below. Every state has a bound in time: a request that is not
-granted within `grant_wait_s` after its prefill decodes where it lies; a transfer that stands still is given up.
+The wire messages are the events; the few local ones are below. Waiting is bounded: a request that is not granted
+within GRANT_WAIT_S of its prefill decodes where it lies; a grant that is not used expires after IDLE_S; a transfer that
+stands still is given up; and the loss of the peer's link ends everything with it.
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ MAX_DAMAGED = 2  # times that damaged slices are pushed again before the hand-of
 
 def transfer_deadline_s(size_bytes: int) -> float:
     return TRANSFER_BASE_S + size_bytes / TRANSFER_BYTES_PER_S
+
+
+def usable(transfer_id: int) -> bool:
+    """Whether a transfer id from the wire can prefix tags."""
+    return 0 < transfer_id < 1 << 48
 
 
 # ---- local events ---------------------------------------------------------------------------------------------------
@@ -194,6 +200,7 @@ class Admit:
     """Every slice lies intact in the blocks of this request: decode it."""
 
     request: Submitted
+    peer: Address
     first_token: int
 
 

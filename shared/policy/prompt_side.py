@@ -35,7 +35,6 @@ class Outgoing:
     mode: PushMode
     slices: int
     size_bytes: int
-    started_at: float
     to_push: list[int] = field(default_factory=list)
     pushed: set[int] = field(default_factory=set)
     ready: int = 0
@@ -94,7 +93,6 @@ class PromptSide:
             mode=event.mode,
             slices=event.slices,
             size_bytes=event.size_bytes,
-            started_at=now,
         )
         yield h.Send(
             peer=event.peer,
@@ -120,13 +118,13 @@ class PromptSide:
                 yield from self._end_early(out, now) if last else self._complete(out, now)
             case KvAccepted(transfer_id=transfer_id) if transfer_id == out.transfer_id:
                 yield from self._accept(out, now)
-            case KvDamaged():
+            case KvDamaged() if _sensible(out, event):
                 yield from self._push_again(out, event, now)
             case Refused(reason=reason):
-                yield from self._withdraw(out, now)
+                yield from self._withdraw(out, now, fill=False)
                 yield h.DecodeHere(key=out.request.key, reason=reason)
             case h.TransferFailed(transfer_id=transfer_id) if transfer_id == out.transfer_id:
-                yield from self._withdraw(out, now)
+                yield from self._withdraw(out, now, fill=False)
                 yield h.DecodeHere(key=out.request.key, reason=event.reason)
             case h.Cancelled():
                 yield from self._withdraw(out, now)
@@ -165,8 +163,6 @@ class PromptSide:
         )
 
     def _push_again(self, out: Outgoing, damaged: KvDamaged, now: float) -> Iterator[h.Command]:
-        if any(not 0 <= index < out.slices for index in damaged.slices):
-            return
         out.resent += len(damaged.slices)
         out.transfer_id = damaged.transfer_id
         for index in damaged.slices:
@@ -197,12 +193,13 @@ class PromptSide:
             yield h.CloseEndpoint(kv_address=out.granted_by)
         yield h.Forget(request=out.request, failure="the token worker is gone")
 
-    def _withdraw(self, out: Outgoing, now: float) -> Iterator[h.Command]:
-        """End the hand-off before its time: tell the peer, and fill the receives that it has posted."""
+    def _withdraw(self, out: Outgoing, now: float, *, fill: bool = True) -> Iterator[h.Command]:
+        """End the hand-off before its time: tell the peer, and fill the receives that it has posted. There are none
+        left after a refusal or with a broken endpoint, and what nobody receives would lie in the peer for ever."""
         del self._outgoing[out.request.key]
         self._ended[out.request.key] = (now, out)
         yield h.Send(peer=out.peer, message=Release(request_id=out.request.request_id, attempt=out.request.attempt))
-        if out.granted_by is not None:
+        if fill and out.granted_by is not None:
             yield self._fill(out, set(range(out.slices)) - out.pushed, out.transfer_id, out.granted_by)
 
     def _fill_ended(self, event: Granted | KvDamaged) -> Iterator[h.Command]:
@@ -211,7 +208,7 @@ class PromptSide:
             return
         if isinstance(event, Granted):
             yield self._fill(out, set(range(out.slices)), event.transfer_id, event.kv_address)
-        elif out.granted_by is not None:
+        elif out.granted_by is not None and _sensible(out, event):
             yield self._fill(out, set(event.slices), event.transfer_id, out.granted_by)
 
     def _fill(self, out: Outgoing, indices: set[int], transfer_id: int, kv_address: bytes) -> h.Command:
@@ -238,3 +235,8 @@ class PromptSide:
         for out in self._outgoing.values():
             assert out.ready <= out.slices and len(out.checksums) <= out.slices
             assert out.granted_by is None or not out.to_push or out.resent, "granted, yet slices wait"
+
+
+def _sensible(out: Outgoing, damaged: KvDamaged) -> bool:
+    """A frame that names slices or an id that cannot be is none."""
+    return h.usable(damaged.transfer_id) and all(0 <= index < out.slices for index in damaged.slices)

@@ -18,11 +18,11 @@ class Sequence:
     request: Submitted
     arrived_at: float  # when the request first reached a gateway, on this worker's clock: FCFS over all attempts
     token_worker: Address | None  # where the KV goes after prefill; None: decoded here
+    received_from: Address | None = None  # the prompt worker that handed the KV over
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
     sent: int = 0  # sampled tokens that the gateway was told
     cancelled: bool = False
-    received_at: float = 0.0
     prefill_started_at: float = 0.0
     prefill_ended_at: float = 0.0
 

@@ -113,6 +113,10 @@ class TokenSide:
             reason = "draining" if self.draining else f"{request.prompt_tokens} tokens do not fit here"
             yield _refuse(request, event.peer, reason)
             return
+        known = any(reserve.transfer_id in (i.offered_id, i.transfer_id) for i in self._incoming.values())
+        if known or not h.usable(reserve.transfer_id):
+            yield _refuse(request, event.peer, "unusable transfer id")
+            return
         slices = cut(reserve.mode, request.prompt_tokens, self._shape)
         self._incoming[request.key] = Incoming(
             request=request,
@@ -199,7 +203,7 @@ class TokenSide:
         if not bad:
             del self._incoming[incoming.request.key]
             yield h.Send(peer=incoming.peer, message=_accept(incoming))
-            yield h.Admit(request=incoming.request, first_token=complete.first_token)
+            yield h.Admit(request=incoming.request, peer=incoming.peer, first_token=complete.first_token)
         else:
             yield from self._ask_again(incoming, bad, now)
 

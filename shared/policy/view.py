@@ -2,17 +2,19 @@
 
 Whoever applies the same stream entries in the same order sees the same load, so several routers agree without talking
 to each other. Death is never concluded from silence alone: a worker is out of sight when *others* were heard after it
-for `SILENT_S`; when nobody is heard, the broker is in trouble and everyone keeps their last state.
+for `SILENT_S`; when nobody is heard, the broker is in trouble and everyone keeps their last state. The first report
+after such an outage therefore excuses everyone's silence during it.
 """
 
 from dataclasses import dataclass, field
 
 from shared.ids import EntryId, RequestId, ServiceId, WorkerId
 from shared.kv.blocks import blocks_for
-from shared.wire.messages import Placed, ServiceReport, StreamMessage, WorkerLost, WorkerReport
+from shared.wire.messages import Placed, ServiceReport, StreamMessage, WorkerReport
 from shared.wire.terms import State
 
 SILENT_S = 5.0
+OUTAGE_S = 2.5  # nobody at all was heard for so long: reports come every second
 FORGET_S = 30.0
 EXPECTED_OUTPUT_TOKENS = 256
 
@@ -29,16 +31,11 @@ class WorkerView:
 
     report: WorkerReport
     heard_at: float
-    lost: bool = False
     placed: dict[tuple[RequestId, int], tuple[tuple[int, int] | None, Placed]] = field(default_factory=dict)
 
     @property
     def worker_id(self) -> WorkerId:
         return self.report.worker_id
-
-    @property
-    def state(self) -> State:
-        return State.LOST if self.lost else self.report.state
 
     @property
     def prompt_tokens(self) -> int:
@@ -79,8 +76,6 @@ class View:
                 self._hear_worker(message, now)
             case ServiceReport():
                 self._hear_service(message, now)
-            case WorkerLost(worker_id=worker_id) if worker_id in self.workers:
-                self.workers[worker_id].lost = True
             case _:
                 pass
 
@@ -96,7 +91,7 @@ class View:
     def reachable(self, now: float) -> list[WorkerView]:
         """Workers that are ready and not out of sight, in a stable order."""
         self.forget(now)
-        ready = (w for w in self.workers.values() if w.state is State.READY and not self.out_of_sight(w))
+        ready = (w for w in self.workers.values() if w.report.state is State.READY and not self.out_of_sight(w))
         return sorted(ready, key=lambda w: w.worker_id)
 
     def out_of_sight(self, worker: WorkerView) -> bool:
@@ -113,6 +108,8 @@ class View:
             del self.services[service_id], self._service_heard_at[service_id]
 
     def _place(self, placed: Placed, order: tuple[int, int] | None) -> None:
+        """A placement that is read back takes the place of the foreseen one, wherever that counted."""
+        self.retract(placed)
         for worker_id in {placed.prompt_worker, placed.token_worker}:
             worker = self.workers.get(worker_id)
             if worker is not None and not self._covered(worker, order):
@@ -121,8 +118,16 @@ class View:
     def _covered(self, worker: WorkerView, order: tuple[int, int] | None) -> bool:
         return order is not None and order <= order_of(worker.report.covers)
 
-    def _hear_worker(self, report: WorkerReport, now: float) -> None:
+    def _hear(self, now: float) -> None:
+        outage_s = now - self._last_heard_at
+        if OUTAGE_S < outage_s < float("inf"):
+            for worker in self.workers.values():
+                worker.heard_at += outage_s
+            self._service_heard_at = {i: at + outage_s for i, at in self._service_heard_at.items()}
         self._last_heard_at = max(self._last_heard_at, now)
+
+    def _hear_worker(self, report: WorkerReport, now: float) -> None:
+        self._hear(now)
         known = self.workers.get(report.worker_id)
         placed = known.placed if known else {}
         worker = WorkerView(report=report, heard_at=now)
@@ -130,7 +135,7 @@ class View:
         self.workers[report.worker_id] = worker
 
     def _hear_service(self, report: ServiceReport, now: float) -> None:
-        self._last_heard_at = max(self._last_heard_at, now)
+        self._hear(now)
         self._service_heard_at[report.service_id] = now
         self.services[report.service_id] = report
         if report.state is State.LOST:

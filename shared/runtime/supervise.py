@@ -41,6 +41,16 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def fail_on_callbacks(self) -> None:
+        """A bug in a callback of the event loop (a transfer's end, a protocol, a timer) is a crash like any other."""
+        asyncio.get_running_loop().set_exception_handler(self._on_callback_error)
+
+    def _on_callback_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        loop.default_exception_handler(context)
+        error = context.get("exception")
+        if isinstance(error, Exception) and not isinstance(error, OSError):
+            self.spawn(_raise(error), name="callback error")
+
     def stop_on_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,6 +68,7 @@ def run(service: Callable[[Supervisor], Awaitable[None]]) -> int:
     async def main() -> None:
         async with Supervisor() as supervisor:
             supervisor.stop_on_signals()
+            supervisor.fail_on_callbacks()
             await service(supervisor)
 
     exit_code = 0
@@ -68,6 +79,10 @@ def run(service: Callable[[Supervisor], Awaitable[None]]) -> int:
             print(f"splitmesh: {error}", file=sys.stderr)
         exit_code = 2
     return exit_code
+
+
+async def _raise(error: Exception) -> None:
+    raise error
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

@@ -1,7 +1,7 @@
 """All messages of the mesh: one tagged union of frozen dataclasses, grouped by the road they travel.
 
 Durations are seconds on the receiver's own clock; points in time never cross the wire. `attempt` counts how often the
-gateway has submitted a request; every receiver drops frames of an attempt that is not the newest it knows.
+gateway has submitted a request; every receiver drops what belongs to an attempt older than the newest it knows.
 """
 
 from dataclasses import dataclass
@@ -122,14 +122,6 @@ class ServiceReport:
     service: str
     pid: int
     state: State
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerLost:
-    """pool manager → everyone, on `reports`: this incarnation is silent while others speak, or said goodbye."""
-
-    worker_id: WorkerId
-    reason: str
 
 
 # ---- links: worker → gateway ----------------------------------------------------------------------------------------
@@ -275,7 +267,7 @@ class Release:
     attempt: int
 
 
-StreamMessage = Submitted | Assigned | Placed | Unplaceable | WorkerReport | ServiceReport | WorkerLost
+StreamMessage = Submitted | Assigned | Placed | Unplaceable | WorkerReport | ServiceReport
 LinkMessage = (
     Tokens | HandedOff | Failed | Cancel | Reserve | Granted | Refused | KvComplete | KvAccepted | KvDamaged | Release
 )

@@ -30,7 +30,8 @@ async def compute(worker: Worker) -> None:
         started_at = worker.clock.now()
         tokens = await _step(worker, batch)
         worker.in_step = ()
-        _measure(worker, batch, worker.clock.now() - started_at)
+        if any(token is not None for token in tokens):
+            _measure(worker, batch, worker.clock.now() - started_at)
         for sequence, token in zip(batch.sequences, tokens, strict=True):
             _computed(worker, sequence, token, batch.phase)
         worker.outbox.flush()
@@ -116,6 +117,8 @@ def _computed(worker: Worker, sequence: Sequence, token: int | None, phase: Phas
     sequence.computed = len(sequence.tokens)
     sequence.tokens.append(token)
     finish = sequence.finish_after(token, worker.facts.eos_token_ids, worker.facts.max_model_len)
+    if finish is not None:
+        worker.finished.append((worker.clock.now(), sequence.request))
     if phase is Phase.PREFILL:
         sequence.prefill_ended_at = worker.clock.now()
     first = phase is Phase.PREFILL and sequence.sampled == 1

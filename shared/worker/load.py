@@ -1,43 +1,56 @@
 """What a worker tells the others of itself: its load as of a placement, its speeds, its memory, its event loop."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 
 from shared.clock import Clock
-from shared.ids import Attempt, EntryId, WorkerId
+from shared.ids import Attempt, EntryId, RequestId, WorkerId
 from shared.kv.blocks import blocks_for
 from shared.policy.view import EXPECTED_OUTPUT_TOKENS, expected_blocks
 from shared.wire.messages import Placed, Submitted
 
-COMING_LIMIT = 10_000
+REMEMBERED = 10_000
 
 
 class Coming:
-    """Placements that name this worker and whose request has not arrived yet: load that is on its way."""
+    """Placements that name this worker and whose request has not arrived yet: load that is on its way.
+
+    A request may arrive before its placement is read: two streams, or a stream and a link, race.
+    """
 
     def __init__(self, worker_id: WorkerId) -> None:
         self._worker_id = worker_id
         self._placed: dict[Attempt, tuple[float, Placed]] = {}
+        self._arrived: OrderedDict[Attempt, None] = OrderedDict()
         self.covers = EntryId("0-0")
+
+    def __len__(self) -> int:
+        return len(self._placed)
 
     def see(self, placed: Placed, entry_id: EntryId, now: float) -> None:
         """Take note of a placement; an older attempt of the same request is not coming any more."""
         self.covers = entry_id
         for key in [k for k in self._placed if k[0] == placed.request_id and k[1] < placed.attempt]:
             del self._placed[key]
-        if self._worker_id in (placed.prompt_worker, placed.token_worker) and len(self._placed) < COMING_LIMIT:
-            self._placed[placed.request_id, placed.attempt] = (now + placed.time_left_s, placed)
+        key = placed.request_id, placed.attempt
+        if self._worker_id in (placed.prompt_worker, placed.token_worker) and key not in self._arrived:
+            self._placed[key] = (now + placed.time_left_s, placed)
 
     def arrived(self, key: Attempt) -> None:
+        """The request is here, or will never be."""
         self._placed.pop(key, None)
+        self._arrived[key] = None
+        if len(self._arrived) > REMEMBERED:
+            self._arrived.popitem(last=False)
+
+    def cancel(self, request_id: RequestId, attempt: int) -> None:
+        """This attempt and older ones will not come."""
+        for key in [k for k in self._placed if k[0] == request_id and k[1] <= attempt]:
+            self.arrived(key)
 
     def expire(self, now: float) -> None:
         self._placed = {key: (until, p) for key, (until, p) in self._placed.items() if now < until}
-
-    def lose(self, worker_id: WorkerId) -> None:
-        """What a dead prompt worker was to hand over will not come."""
-        self._placed = {key: (u, p) for key, (u, p) in self._placed.items() if p.prompt_worker != worker_id}
 
     def prompt_tokens(self) -> int:
         return sum(p.prompt_tokens for _, p in self._placed.values() if p.prompt_worker == self._worker_id)

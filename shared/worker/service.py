@@ -5,7 +5,6 @@ import asyncio
 import structlog
 
 from shared.errors import Transient
-from shared.runtime.presence import KEEP_REPORTS
 from shared.runtime.supervise import Supervisor
 from shared.wire.messages import WorkerReport
 from shared.wire.streams import REPORTS, worker_stream
@@ -51,7 +50,7 @@ async def _drain(worker: Worker, lag: LoopLag) -> None:
     deadline = worker.clock.now() + worker.options.drain_s
     while not worker.idle and worker.clock.now() < deadline:
         await asyncio.sleep(0.05)
-    worker.fail_everything("worker_draining", "this worker shut down before the request was done")
+    worker.give_back("worker_draining", "this worker shut down before the request was done")
     worker.state = State.LOST
     await _report(worker, lag)
     try:
@@ -81,7 +80,7 @@ def _load(report: WorkerReport | None) -> tuple[object, ...]:
 
 async def _report(worker: Worker, lag: LoopLag) -> None:
     try:
-        await worker.broker.publish(REPORTS, report_of(worker, lag), keep=KEEP_REPORTS)
+        await worker.broker.publish(REPORTS, report_of(worker, lag))
     except Transient as error:
         log.debug("report not sent", reason=str(error))
 

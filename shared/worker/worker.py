@@ -5,13 +5,13 @@
                  │            ▼
       TokenSide ◀═ KV ═ PromptSide        (both deciders; Transfers moves the bytes)
 
-This module holds the state and reacts to what comes in; shared.worker.compute is the loop in the middle. Everything
-runs on the event loop; only `EngineThread` computes elsewhere. A sequence whose request has ended while a step
-computes it keeps its blocks until that step is over.
+This module holds the state; shared.worker.intake reacts to what comes in, shared.worker.compute is the loop in the
+middle. Everything runs on the event loop; only `EngineThread` computes elsewhere. A sequence whose request has ended
+while a step computes it keeps its blocks until that step is over.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterable
 
 import structlog
@@ -25,14 +25,15 @@ from shared.kv.layout import KvShape
 from shared.link.port import Links
 from shared.policy import handoff as h
 from shared.policy.batching import Batcher
+from shared.policy.fence import Fence
 from shared.policy.prompt_side import Event as PromptEvent
 from shared.policy.prompt_side import PromptSide
 from shared.policy.sequence import Sequence
 from shared.policy.token_side import Event as TokenEvent
-from shared.policy.token_side import Reserved, TokenSide
+from shared.policy.token_side import TokenSide
 from shared.tasks import Spawn
 from shared.transport.port import Transport
-from shared.wire.messages import Assigned, Cancel, Failed, HandedOff, Reserve, Submitted
+from shared.wire.messages import Failed, HandedOff, Release, Submitted
 from shared.wire.terms import State
 from shared.worker.engine_thread import EngineThread
 from shared.worker.load import Coming, Speed
@@ -42,11 +43,14 @@ from shared.worker.transfers import Transfers, random_transfer_ids
 
 log = structlog.get_logger()
 
-TOMBSTONES = 10_000
+FINISHED_KEPT = 1000
 
 
 class Worker:
-    """State and reactions of one worker; `intake` feeds it, shared.worker.service starts and ends it."""
+    """The state of one worker, and what happens to requests in it.
+
+    finished: requests whose end was sent lately; if the link to their gateway then breaks, it may not have arrived.
+    """
 
     def __init__(
         self,
@@ -94,67 +98,10 @@ class Worker:
         self.decode_speed = Speed(100.0)
         self.engine_thread = EngineThread(engine)
         self.outbox = Outbox(links)
-        self._tombstones: OrderedDict[RequestId, int] = OrderedDict()
+        self.fence = Fence()
+        self.finished: deque[tuple[float, Submitted]] = deque(maxlen=FINISHED_KEPT)
         self.in_step: tuple[Sequence, ...] = ()
         self.wake = asyncio.Event()
-
-    # ---- what comes in ----------------------------------------------------------------------------------------------
-
-    def on_assigned(self, assigned: Assigned, waited_s: float) -> None:
-        """A prompt for this worker. A second delivery, or an attempt that is over already, changes nothing."""
-        request = assigned.request
-        self.coming.arrived(request.key)
-        if request.key in self.sequences or self._tombstones.get(request.request_id, 0) >= request.attempt:
-            return
-        if self.state is State.DRAINING:
-            self.report_failure(request, "worker_draining", "this worker is shutting down")
-            return
-        self._end_older(request)
-        now = self.clock.now()
-        here = assigned.token_worker == self.options.worker_id
-        sequence = Sequence(
-            request=request,
-            arrived_at=now - request.waited_s - waited_s,
-            token_worker=None if here else assigned.token_address,
-            received_at=now,
-        )
-        self.sequences[request.key] = sequence
-        self.batcher.enqueue(sequence)
-        self.links.watch(request.reply_to)
-        self.wake.set()
-
-    def on_cancel(self, cancel: Cancel) -> None:
-        """End this attempt and older ones; attempts not seen yet are refused when they come."""
-        newest = max(cancel.attempt, self._tombstones.get(cancel.request_id, 0))
-        self._tombstones[cancel.request_id] = newest
-        self._tombstones.move_to_end(cancel.request_id)
-        if len(self._tombstones) > TOMBSTONES:
-            self._tombstones.popitem(last=False)
-        for attempt in range(1, cancel.attempt + 1):
-            self.coming.arrived((cancel.request_id, attempt))
-            self.cancel((cancel.request_id, attempt))
-
-    def on_reserve(self, peer: Address, reserve: Reserve) -> None:
-        request = reserve.request
-        self.coming.arrived(request.key)
-        if self._tombstones.get(request.request_id, 0) >= request.attempt or request.key in self.sequences:
-            return
-        self._end_older(request)
-        self.links.watch(request.reply_to)
-        self.feed_token(Reserved(peer=peer, reserve=reserve))
-
-    def on_peer_lost(self, peer: Address) -> None:
-        """A gateway's requests have nobody to go to; a worker's hand-offs will not end."""
-        owned = [s.request for s in self.sequences.values()] + self.token_side.requests()
-        for request in [r for r in owned if r.reply_to == peer]:
-            self.cancel(request.key)
-        self.feed_prompt(h.PeerGone(peer=peer))
-        self.feed_token(h.PeerGone(peer=peer))
-
-    def tick(self) -> None:
-        self.coming.expire(self.clock.now())
-        self.feed_prompt(h.Ticked())
-        self.feed_token(h.Ticked())
 
     # ---- the two deciders -------------------------------------------------------------------------------------------
 
@@ -162,8 +109,11 @@ class Worker:
         self._carry_out(self.prompt_side.handle(event, self.clock.now()))
 
     def feed_token(self, event: TokenEvent) -> None:
+        free_before = self.blocks.free_blocks
         self.token_side.granting = all(s.sampled == 0 for s in self.batcher.waiting)
         self._carry_out(self.token_side.handle(event, self.clock.now()))
+        if self.blocks.free_blocks > free_before:
+            self.wake.set()
 
     def _on_transfer(self, event: h.SlicePushed | h.SliceArrived | h.ReceivesPosted | h.TransferFailed) -> None:
         match event:
@@ -228,9 +178,9 @@ class Worker:
             request=request,
             arrived_at=now - request.waited_s,
             token_worker=None,
+            received_from=command.peer,
             tokens=[*request.token_ids, command.first_token],
             computed=request.prompt_tokens,
-            received_at=now,
             prefill_ended_at=now,
         )
         self.sequences[request.key] = sequence
@@ -239,11 +189,19 @@ class Worker:
 
     # ---- ends -------------------------------------------------------------------------------------------------------
 
-    def _end_older(self, request: Submitted) -> None:
-        for attempt in range(1, request.attempt):
-            self.cancel((request.request_id, attempt))
+    def cancel_attempts(self, request_id: RequestId, newest: int) -> None:
+        """End this attempt and older ones; those not seen yet are refused when they come."""
+        self.fence.close(request_id, newest)
+        self.coming.cancel(request_id, newest)
+        held = [*self.sequences, *(request.key for request in self.token_side.requests())]
+        for key in [k for k in held if k[0] == request_id and k[1] <= newest]:
+            self.cancel(key)
 
     def cancel(self, key: Attempt) -> None:
+        sequence = self.sequences.get(key)
+        if sequence is not None and sequence.token_worker is not None and key not in self.prompt_side:
+            # Not prefilled yet, so there is no hand-off to end; but the token worker expects one.
+            self.links.send(sequence.token_worker, Release(request_id=key[0], attempt=key[1]))
         self.feed_token(h.Cancelled(key=key))
         self.feed_prompt(h.Cancelled(key=key))
         self.end(key)
@@ -268,9 +226,10 @@ class Worker:
             Failed(request_id=request.request_id, attempt=request.attempt, retryable=True, code=code, message=message),
         )
 
-    def fail_everything(self, code: str, message: str) -> None:
-        """Give every request back to its gateway, which submits it elsewhere."""
-        for request in [*(s.request for s in self.sequences.values()), *self.token_side.requests()]:
+    def give_back(self, code: str, message: str, gateway: Address | None = None) -> None:
+        """Give every request (of this gateway) back to its gateway, which submits it elsewhere."""
+        held = [*(s.request for s in self.sequences.values()), *self.token_side.requests()]
+        for request in [r for r in held if gateway is None or r.reply_to == gateway]:
             self.report_failure(request, code, message)
             self.cancel(request.key)
 

@@ -14,7 +14,7 @@ from shared.errors import BadFrame
 from shared.ids import EntryId, ServiceId, StreamName
 from shared.wire.codec import encode
 from shared.wire.messages import Cancel, ServiceReport
-from shared.wire.streams import DEAD_LETTER, PLACEMENTS
+from shared.wire.streams import DEAD_LETTER, KEPT_ENTRIES, PLACEMENTS, REPORTS
 from shared.wire.terms import State
 
 QUEUE, OUT, OTHER = StreamName("queue"), StreamName("out"), StreamName("other")
@@ -147,12 +147,13 @@ async def test_discarded_entries_are_gone(mesh: Mesh) -> None:
     assert names(await mesh.broker.tail({OUT: START}, wait_s=0)) == ["2"]
 
 
-async def test_keep_trims_to_about_that_many(mesh: Mesh) -> None:
-    for number in range(500):
-        await mesh.broker.publish(OUT, report(str(number)), keep=100)
-    kept = names(await mesh.broker.tail({OUT: START}, wait_s=0, limit=1000))
-    assert 100 <= len(kept) < 300
-    assert kept[-1] == "499"
+async def test_reports_are_trimmed_to_about_as_many_as_are_kept(mesh: Mesh) -> None:
+    keep = KEPT_ENTRIES[REPORTS]
+    for number in range(keep + 300):
+        await mesh.broker.publish(REPORTS, report(str(number)))
+    kept = names(await mesh.broker.tail({REPORTS: START}, wait_s=0, limit=2 * keep))
+    assert keep <= len(kept) < keep + 200
+    assert kept[-1] == str(keep + 299)
 
 
 async def test_a_deleted_stream_is_empty_and_can_be_used_again(mesh: Mesh) -> None:

@@ -93,6 +93,8 @@ class LocalMesh:
         self.gateway: MemoryLinks = self.network.links("gateway")
 
     async def __aenter__(self) -> "LocalMesh":
+        self._callback_errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: self._callback_errors.append(context))
         await self._supervisor.__aenter__()
         for number in range(self._routers):
             router = Router(router_id=ServiceId(f"router-{number}"), broker=self.broker, clock=CLOCK)
@@ -113,6 +115,7 @@ class LocalMesh:
         await asyncio.gather(*(m.task for m in self.members.values()), return_exceptions=kind is not None)
         self._supervisor.stopping.set()
         await self._supervisor.__aexit__(kind, error, trace)
+        assert kind is not None or not self._callback_errors, self._callback_errors
 
     async def start_worker(self, name: str, role: Role) -> Worker:
         born: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
@@ -219,6 +222,7 @@ class LocalMesh:
         for member in self.members.values():
             member.worker.check()
             assert member.worker.blocks.used_blocks == 0
+            assert not len(member.worker.coming), "a request that came is still expected"
 
     def _empty(self, worker: Worker) -> bool:
         return worker.idle and not len(worker.prompt_side)

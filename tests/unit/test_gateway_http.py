@@ -47,10 +47,10 @@ class FlakyBroker(MemoryBroker):
 
     silent = False
 
-    async def publish(self, stream: StreamName, message: StreamMessage, *, keep: int | None = None) -> EntryId:
+    async def publish(self, stream: StreamName, message: StreamMessage) -> EntryId:
         if self.silent:
             raise Transient("no answer")
-        return await super().publish(stream, message, keep=keep)
+        return await super().publish(stream, message)
 
 
 class Rig:
@@ -532,7 +532,6 @@ async def test_api_keys() -> None:
 async def test_ready_says_what_is_missing() -> None:
     async with mesh(ready=False) as rig:
         assert await is_status(rig, "/health", 200)
-        await rig.report(Role.PROMPT, "prompt")
         await rig.report(Role.TOKEN, "token", state=State.STARTING)
 
         async def reason() -> str:
@@ -540,7 +539,7 @@ async def test_ready_says_what_is_missing() -> None:
                 assert response.status == 503
                 return str(error_of(await response.json())["message"])
 
-        await eventually(lambda: _says(reason, "not ready: no router; no token worker is ready"))
+        await eventually(lambda: _says(reason, "not ready: no router; no worker is ready"))
 
 
 async def _says(reason: Callable[[], Awaitable[str]], text: str) -> bool:

@@ -2,11 +2,10 @@
 
 import pytest
 
-from shared.ids import EntryId, ServiceId, WorkerId
-from shared.policy.membership import Membership
+from shared.ids import EntryId, WorkerId
+from shared.policy.membership import GRACE_S, Membership
 from shared.policy.routing import place
-from shared.policy.view import SILENT_S, View
-from shared.wire.messages import ServiceReport, WorkerLost
+from shared.policy.view import View
 from shared.wire.terms import Role, State
 from tests.support.samples import placed, report, submitted
 
@@ -93,14 +92,6 @@ def test_nobody_there_is_an_answer_not_an_error() -> None:
     assert "no ready worker" in choice(view_of(report("p0", max_model_len=20)), tokens=20)
 
 
-def test_a_lost_worker_is_out_until_it_reports_again() -> None:
-    view = view_of(report("p0"), report("p1"))
-    view.apply(WorkerLost(worker_id=WorkerId("p0"), reason="silent"), EntryId("2-0"), 0.0)
-    assert choice(view) == ("p1", "p1")
-    view.apply(report("p0"), EntryId("3-0"), 0.1)
-    assert choice(view) == ("p0", "p0")
-
-
 def test_workers_that_the_gateway_has_just_lost_are_avoided() -> None:
     view = view_of(report("p0"), report("p1"), report("t0", Role.TOKEN))
     result = place(view, submitted(avoid=(WorkerId("p0"), WorkerId("t0"))), 0.0)
@@ -111,27 +102,62 @@ def test_workers_that_the_gateway_has_just_lost_are_avoided() -> None:
 def test_silence_counts_only_while_others_speak() -> None:
     view = view_of(report("p0"), report("p1"))
     assert choice(view, now=100.0) == ("p0", "p0"), "nobody is heard: the broker is in trouble, nobody is out"
-    view.apply(report("p1"), EntryId("2-0"), SILENT_S + 0.1)
-    assert choice(view, now=SILENT_S + 0.1) == ("p1", "p1")
+    for second in range(1, 7):
+        view.apply(report("p1"), EntryId(f"2-{second}"), float(second))
+    assert choice(view, now=6.0) == ("p1", "p1")
 
 
-def test_membership_declares_the_silent_lost_once_and_forgives_them() -> None:
+def test_the_first_report_after_an_outage_makes_nobody_silent() -> None:
+    view = view_of(report("p0"), report("p1"), report("t0", Role.TOKEN))
+    view.apply(report("p1"), EntryId("2-0"), 60.0)
+    assert choice(view, now=60.0) == ("p0", "t0")
+    for second in range(1, 7):
+        view.apply(report("p1"), EntryId(f"3-{second}"), 60.0 + second)
+    assert choice(view, now=66.0) == ("p1", "p1"), "the others had six seconds to speak"
+
+
+def test_a_foreseen_placement_goes_when_its_covered_entry_is_read() -> None:
+    view = view_of(report("p0"), report("t0", Role.TOKEN))
+    view.foresee(placed("a", "p0", "t0"))
+    view.apply(report("p0", covers=EntryId("7-0")), EntryId("8-0"), 0.0)
+    view.apply(placed("a", "p0", "t0"), EntryId("7-0"), 0.0)
+    assert view.workers[WorkerId("p0")].prompt_tokens == 0
+
+
+def speaking(membership: Membership, *names: str, at: float) -> None:
+    for name in names:
+        membership.apply(report(name), EntryId("1-0"), at)
+
+
+def test_membership_forgets_the_silent_after_a_grace_and_only_once() -> None:
     membership = Membership()
-    membership.apply(report("p0"), EntryId("1-0"), 0.0)
-    membership.apply(report("p1"), EntryId("1-1"), 0.0)
-    assert membership.newly_lost(50.0) == []
-    speaking = ServiceReport(service_id=ServiceId("router-0"), service="router", pid=1, state=State.READY)
-    membership.apply(speaking, EntryId("1-2"), SILENT_S + 0.5)
-    membership.apply(report("p1"), EntryId("1-3"), SILENT_S + 0.5)
-    assert [lost.worker_id for lost in membership.newly_lost(SILENT_S + 0.6)] == ["p0"]
-    assert membership.newly_lost(SILENT_S + 0.7) == []
-    membership.apply(report("p0"), EntryId("1-4"), SILENT_S + 1.0)
-    assert membership.newly_lost(SILENT_S + 1.1) == [] and membership.streams_to_delete(20.0) == []
+    speaking(membership, "p0", "p1", at=0.0)
+    assert membership.gone(50.0) == [], "nobody is heard"
+    for second in range(1, 8):
+        speaking(membership, "p1", at=float(second))
+    assert membership.gone(7.0) == [], "silent, but perhaps only stopped"
+    for second in range(8, 26):
+        speaking(membership, "p1", at=float(second))
+    assert membership.gone(7.0 + GRACE_S) == ["p0"]
+    assert membership.gone(7.1 + GRACE_S) == ["p0"], "until it is swept"
+    membership.swept(WorkerId("p0"))
+    assert membership.gone(7.2 + GRACE_S) == []
 
 
-def test_membership_deletes_the_stream_of_the_dead_after_a_grace() -> None:
+def test_membership_forgives_who_comes_back() -> None:
+    membership = Membership()
+    speaking(membership, "p0", "p1", at=0.0)
+    for second in range(1, 10):
+        speaking(membership, "p1", at=float(second))
+    assert membership.gone(9.0) == []
+    for second in range(10, 40):
+        speaking(membership, "p0", "p1", at=float(second))
+        assert membership.gone(float(second)) == []
+
+
+def test_membership_takes_a_goodbye_for_what_it_is() -> None:
     membership = Membership()
     membership.apply(report("p0", state=State.LOST), EntryId("1-0"), 0.0)
-    assert [lost.reason for lost in membership.newly_lost(0.1)] == ["said goodbye"]
-    assert membership.streams_to_delete(5.0) == []
-    assert membership.streams_to_delete(11.0) == ["p0"]
+    assert membership.gone(0.0) == []
+    speaking(membership, "p1", at=1.0)
+    assert membership.gone(GRACE_S + 0.1) == ["p0"]

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from services.gateway import events as ev
 from services.gateway.events import Command, Deliver, End, Identity, Outcome, Send, Submit, Watch
 from services.gateway.sessions import MAX_FAILURES, PLACEMENT_PATIENCE_S, UNPLACEABLE_LIMIT_S, Sessions
-from shared.ids import Address, EntryId, RequestId, ServiceId, WorkerId
+from shared.ids import Address, RequestId, ServiceId, WorkerId
 from shared.link.port import Lost, Received
-from shared.wire.messages import Cancel, Chunk, Failed, HandedOff, Placed, Submitted, Tokens, Unplaceable, WorkerReport
-from shared.wire.terms import Finish, PushMode, Role, Sampling, State
+from shared.wire.messages import Cancel, Chunk, Failed, HandedOff, Placed, Submitted, Tokens, Unplaceable
+from shared.wire.terms import Finish, PushMode, Sampling, State
 
 GATEWAY = ServiceId("gateway-0.aa")
 R = RequestId("r1")
@@ -45,14 +45,8 @@ def chunk(
     return Received(peer=peer, message=Tokens(chunks=(one,)))
 
 
-def report(worker_id: WorkerId) -> WorkerReport:
-    return WorkerReport(
-        worker_id=worker_id, service="token_worker", pid=1, role=Role.TOKEN, pool=Role.TOKEN, state=State.READY,
-        model="m", max_model_len=64, link_address=T, covers=EntryId("0-0"), queue_tokens=0, demand_blocks=0, running=0,
-        waiting=0, block_size=16, kv_blocks_total=1, kv_blocks_used=0, kv_blocks_cached=0, kv_blocks_leaked=0,
-        prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0, transport="memory", transport_bandwidth_gb_s=1.0,
-        transport_latency_ms=1.0, loop_lag_p99_s=0.0,
-    )  # fmt: skip
+def heard(worker_id: WorkerId, at: float) -> ev.WorkerHeard:
+    return ev.WorkerHeard(worker_id=worker_id, state=State.READY, at=at)
 
 
 def handed_off(attempt: int = 1) -> Received:
@@ -180,10 +174,10 @@ def test_placements_on_the_dead_are_no_failures() -> None:
 def test_a_worker_that_was_only_silent_is_trusted_again() -> None:
     sessions = new()
     worker_id = WorkerId(f"w-{T}")
-    run(sessions, opened(), placed(), Lost(peer=T, reason="silent"), report(worker_id))
+    run(sessions, opened(), placed(), Lost(peer=T, reason="silent"), heard(worker_id, at=0.1))
     assert not only(run(sessions, placed(2)), Watch), "the report was older than the loss"
     run(sessions, ev.Woke(), now=2.0)
-    assert run(sessions, report(worker_id), placed(3), now=2.0) == [Watch(peer=T)]
+    assert run(sessions, heard(worker_id, at=1.9), placed(3), now=2.0) == [Watch(peer=T)]
 
 
 def test_attempts_are_limited() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 
 from shared.clock import ManualClock
-from shared.ids import EntryId, WorkerId
+from shared.ids import EntryId, RequestId, WorkerId
 from shared.kv.blocks import blocks_for
 from shared.wire.terms import Role
 from shared.worker.load import Coming, LoopLag, Speed, blocks_at_end
@@ -23,8 +23,8 @@ def test_a_placement_counts_on_its_side_until_it_arrives() -> None:
     assert coming.prompt_tokens() == 100
     assert coming.blocks(16) == blocks_for(116, 16)
     assert coming.phases() == (True, True)
-    coming.arrived(("a", 1))  # type: ignore[arg-type]
-    coming.arrived(("b", 1))  # type: ignore[arg-type]
+    coming.arrived((RequestId("a"), 1))
+    coming.arrived((RequestId("b"), 1))
     assert (coming.prompt_tokens(), coming.blocks(16), coming.phases()) == (0, 0, (False, False))
 
 
@@ -36,9 +36,16 @@ def test_what_will_not_come_is_forgotten() -> None:
     coming.see(placed("late", "other", "me", time_left_s=5.0), EntryId("3-0"), 0.0)
     coming.expire(5.0)
     assert coming.blocks(16) == 0, "its deadline is over"
-    coming.see(placed("orphan", "dead", "me"), EntryId("4-0"), 0.0)
-    coming.lose(WorkerId("dead"))
-    assert coming.blocks(16) == 0, "who was to hand it over is gone"
+    coming.see(placed("cancelled", "other", "me"), EntryId("4-0"), 0.0)
+    coming.cancel(RequestId("cancelled"), 1)
+    assert coming.blocks(16) == 0
+
+
+def test_a_request_may_arrive_before_its_placement_is_read() -> None:
+    coming = Coming(ME)
+    coming.arrived((RequestId("early"), 1))
+    coming.see(placed("early", "me", "me"), EntryId("1-0"), 0.0)
+    assert len(coming) == 0 and coming.covers == "1-0"
 
 
 def test_demand_expects_more_than_the_prompt_and_less_than_any_max_tokens() -> None:
