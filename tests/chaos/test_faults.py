@@ -61,6 +61,16 @@ async def test_a_stopped_worker_is_as_good_as_dead_and_harmless_when_it_goes_on(
     await asyncio.to_thread(healthy, mesh)
 
 
+async def test_a_gateway_that_stands_still_for_three_seconds_loses_no_stream(mesh: RunningMesh) -> None:
+    running = asyncio.create_task(load(mesh.url, 16, spread_s=0.5))
+    await asyncio.sleep(1.5)
+    stopped = mesh.signal("gateway-0", signal.SIGSTOP)
+    await asyncio.sleep(3.0)
+    os.kill(stopped, signal.SIGCONT)
+    assert_all_right(await running)
+    await asyncio.to_thread(healthy, mesh)
+
+
 async def test_a_router_stopped_with_entries_in_hand_dispatches_nothing_twice(mesh: RunningMesh) -> None:
     stopped = mesh.signal("router-1", signal.SIGSTOP)
     try:

@@ -152,3 +152,20 @@ def test_everything_ends_whatever_the_memory(prompts: list[tuple[int, int]], blo
         target.check()
         allocator.check()
     assert not left and allocator.used_blocks == 0
+
+
+def test_prompts_do_not_starve_decodes() -> None:
+    target = batcher(blocks=1000, tokens=10)
+    target.enqueue(sequence("running", 10, max_tokens=99))
+    compute(target, target.next_batch())  # type: ignore[arg-type]
+    for number in range(20):
+        target.enqueue(sequence(f"p{number}", 10, 1.0 + number))
+    phases = []
+    for _ in range(8):
+        batch = target.next_batch()
+        assert batch is not None
+        phases.append(batch.phase)
+        for one in batch.sequences:
+            one.computed = len(one.tokens)
+            one.tokens.append(65)
+    assert phases.count(Phase.DECODE) >= 1, "a decode step comes after some prompt batches in a row"
