@@ -116,7 +116,6 @@ class MemoryLinks:
         self._network = network
         self._address = address
         self._peers: set[Address] = set()
-        self._released: set[Address] = set()
         self._events: asyncio.Queue[LinkEvent] = asyncio.Queue()
         self._while_frozen: list[LinkEvent] = []
         self._alive = True
@@ -133,10 +132,6 @@ class MemoryLinks:
     def watch(self, peer: Address) -> None:
         if self._alive:
             self._reach(peer)
-
-    def unwatch(self, peer: Address) -> None:
-        if peer in self._peers:
-            self._released.add(peer)
 
     async def receive(self) -> LinkEvent:
         return await self._events.get()
@@ -159,9 +154,7 @@ class MemoryLinks:
     def lose(self, peer: Address, reason: str) -> None:
         if peer in self._peers:
             self._peers.discard(peer)
-            if peer not in self._released:
-                self._put(Lost(peer=peer, reason=reason))
-            self._released.discard(peer)
+            self._put(Lost(peer=peer, reason=reason))
 
     def release_events(self) -> None:
         for event in self._while_frozen:
@@ -174,7 +167,6 @@ class MemoryLinks:
 
     def _reach(self, peer: Address) -> bool:
         self._peers.add(peer)
-        self._released.discard(peer)
         if not self._network.reach(self._address, peer):
             asyncio.get_running_loop().call_soon(self.lose, peer, "connection refused")
             return False

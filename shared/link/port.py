@@ -46,10 +46,6 @@ class Links(Protocol):
         """Keep a link to this peer, so that its loss is noticed even when nothing is sent."""
         ...
 
-    def unwatch(self, peer: Address) -> None:
-        """Let the link go when nothing is queued; no Lost is reported for it any more."""
-        ...
-
     async def receive(self) -> LinkEvent:
         """The next event of any peer. Safe to cancel: nothing is lost by it."""
         ...

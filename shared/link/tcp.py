@@ -44,7 +44,6 @@ class _Link:
     unsent: deque[bytes] = field(default_factory=deque)
     unsent_bytes: int = 0
     counted: int = 0  # messages of this connection that the peer has counted
-    released: bool = False
 
     @property
     def ready(self) -> Connection | None:
@@ -118,10 +117,6 @@ class TcpLinks:
         if not self._closing:
             self._link(peer)
 
-    def unwatch(self, peer: Address) -> None:
-        if link := self._links.get(peer):
-            link.released = True
-
     async def receive(self) -> LinkEvent:
         return await self._events.get()
 
@@ -159,7 +154,6 @@ class TcpLinks:
             now = self._clock.now()
             link = self._links[peer] = _Link(peer=peer, down_since=now, heard_at=now)
             self._start_dial(link, after_s=0)
-        link.released = False
         return link
 
     def _start_dial(self, link: _Link, *, after_s: float) -> None:
@@ -228,7 +222,7 @@ class TcpLinks:
             self._lose(link, reason)
             return
         link.connection = None
-        if (self._closing and was_ready) or (link.released and all_counted):
+        if self._closing and was_ready:
             self._forget(link)
             return
         link.trouble = reason
@@ -240,7 +234,7 @@ class TcpLinks:
         if self._links.get(link.peer) is not link:
             return
         self._forget(link)
-        if not link.released and not self._closing:
+        if not self._closing:
             log.info("link lost", peer=link.peer, reason=reason)
             self._events.put_nowait(Lost(peer=link.peer, reason=reason))
 
@@ -289,8 +283,6 @@ class TcpLinks:
                 link.connection.drop("no hello in time")
         elif now - link.heard_at >= patience_s:
             self._lose(link, f"silent for {now - link.heard_at:.1f} s")
-        elif link.released and link.idle:
-            self._forget(link)
         elif link.connection is not None and not self._closing:
             link.connection.write(PING)
 

@@ -222,24 +222,6 @@ async def test_a_quiet_link_stays(mesh: Mesh) -> None:
     assert await next_event(other) == Received(peer=one.address, message=cancel(1))
 
 
-async def test_an_unwatched_peer_may_go_in_silence(mesh: Mesh) -> None:
-    links, peer = await mesh.links(), await mesh.echo()
-    links.send(peer.address, cancel(1))
-    assert await next_event(links) == Received(peer=peer.address, message=cancel(1))
-    links.unwatch(peer.address)
-    peer.kill()
-    await nothing_for(links, LOST_AFTER_S)
-
-
-async def test_what_was_sent_before_unwatch_still_arrives(mesh: Mesh) -> None:
-    one, other = await mesh.links(), await mesh.links()
-    one.send(other.address, cancel(1))
-    one.unwatch(other.address)
-    assert await next_event(other) == Received(peer=one.address, message=cancel(1))
-    one.send(other.address, cancel(2))
-    assert await next_event(other) == Received(peer=one.address, message=cancel(2))
-
-
 async def test_another_process_at_the_same_address_means_lost_first(mesh: Mesh) -> None:
     links, first = await mesh.links(), await mesh.links()
     links.send(first.address, cancel(1))
