@@ -1,4 +1,4 @@
-"""Everything that reaches a worker from outside: its stream, the placements, the reports of others, and its links."""
+"""Everything that reaches a worker from outside: its stream, the placements, its links, and the time."""
 
 import asyncio
 
@@ -157,10 +157,12 @@ def on_release(worker: Worker, peer: Address, release: Release) -> None:
 def on_peer_lost(worker: Worker, peer: Address) -> None:
     """A worker's hand-offs will not end. A gateway that is only slow learns that its requests do not run any more:
     the failure dials anew; so does that of a request whose end may have been lost with the link."""
-    recent_s = worker.clock.now() - FINISHED_LATELY_S
-    lately = [request for at, request in worker.finished if request.reply_to == peer and at > recent_s]
-    for request in lately:
-        worker.report_failure(request, "link_lost", "the link to the gateway broke")
+    since = worker.clock.now() - FINISHED_LATELY_S
+    for at, request in list(worker.finished):
+        if request.reply_to == peer:
+            worker.finished.remove((at, request))  # said once: a gateway that is dead refuses, and that is a loss again
+            if at > since:
+                worker.report_failure(request, "link_lost", "the link to the gateway broke")
     worker.give_back("link_lost", "the link to the gateway broke", gateway=peer)
     worker.feed_prompt(h.PeerGone(peer=peer))
     worker.feed_token(h.PeerGone(peer=peer))

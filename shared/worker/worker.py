@@ -228,7 +228,8 @@ class Worker:
 
     def give_back(self, code: str, message: str, gateway: Address | None = None) -> None:
         """Give every request (of this gateway) back to its gateway, which submits it elsewhere."""
-        held = [*(s.request for s in self.sequences.values()), *self.token_side.requests()]
+        running = [s.request for s in self.sequences.values() if not s.cancelled]
+        held = [*running, *self.token_side.requests()]
         for request in [r for r in held if gateway is None or r.reply_to == gateway]:
             self.report_failure(request, code, message)
             self.cancel(request.key)

@@ -11,7 +11,7 @@ from shared.errors import Transient
 from shared.ids import Address, EntryId, RequestId, StreamName, WorkerId
 from shared.policy import handoff as h
 from shared.runtime.supervise import Supervisor
-from shared.wire.messages import Assigned, KvComplete, KvDamaged, Release, Reserve
+from shared.wire.messages import Assigned, Failed, KvComplete, KvDamaged, Release, Reserve
 from shared.wire.streams import worker_stream
 from shared.wire.terms import PushMode
 from shared.worker import intake
@@ -45,6 +45,21 @@ async def test_an_end_that_may_have_been_lost_with_the_link_is_reported() -> Non
         intake.on_peer_lost(mesh.worker("token-0"), mesh.gateway.address)
         await stream.until(lambda s: s.failed is not None)
         assert stream.failed is not None and stream.failed.retryable
+
+
+async def test_a_dead_gateway_is_told_once() -> None:
+    async with LocalMesh() as mesh:
+        await (await mesh.submit(PROMPT)).end()
+        running = await mesh.submit(PROMPT, max_tokens=100_000)
+        await running.until(lambda s: len(s.tokens) > 5)
+        links = mesh.worker("token-0").links
+        sent = []
+        send = links.send
+        links.send = lambda peer, message: (sent.append(type(message)), send(peer, message))[1]  # type: ignore[method-assign]
+        mesh.network.kill(mesh.gateway.address)
+        await until(lambda: mesh.worker("token-0").idle)
+        await asyncio.sleep(0.1)
+        assert sent.count(Failed) == 2, "one that ran, one that had just ended"
 
 
 class ForgetfulBroker(MemoryBroker):
