@@ -115,9 +115,12 @@ class ChatMessage(BaseModel):
         """As templates expect it: text parts joined into one text."""
         return {**self.model_dump(), "content": self._text()}
 
-    def _text(self) -> str | None:
+    def _text(self) -> str:
+        if self.content is None and self.role != "assistant":
+            message = f"messages: a message of role {self.role} needs content"
+            raise Rejected(message, param="messages", code="invalid_value")
         if not isinstance(self.content, list):
-            return self.content
+            return self.content or ""
         if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in self.content):
             message = "messages: only content of type text is supported"
             raise Rejected(message, param="messages", code="unsupported")

@@ -76,11 +76,18 @@ def _weights(name: str, path: Path, dtype: torch.dtype) -> PreTrainedModel:
             path, dtype=dtype, attn_implementation=attention.NAME, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise refusal(name, f"transformers cannot load it ({str(error).splitlines()[0][:200]})") from error
+        if error.args == (attention.NAME,):
+            raise refusal(name, "its attention cannot be replaced") from error
+        raise refusal(name, f"transformers cannot load it ({_sentence(error)})") from error
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise refusal(name, f"its file of weights lacks {missing[0]}")  # transformers would fill in random ones
     return model
+
+
+def _sentence(error: Exception) -> str:
+    """The first sentence of what transformers says; the rest is advice for its own users."""
+    return str(error).splitlines()[0].split(". ")[0]
 
 
 def _device(device: str) -> torch.device:

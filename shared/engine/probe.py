@@ -47,6 +47,8 @@ def probe(name: str, model: PreTrainedModel) -> KvShape:
     """The shape of the model's KV. Raises Rejected if paged attention does not serve this model rightly."""
     if not model._supports_attention_backend or model.config._attn_implementation != attention.NAME:
         raise refusal(name, "its attention cannot be replaced")
+    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
+        raise refusal(name, "its attention is not causal")
     try:
         with torch.inference_mode():
             shape = _seen(name, model)

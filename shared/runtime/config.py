@@ -6,6 +6,7 @@ one line that names the option. A service accepts only the options that concern 
 
 import argparse
 import dataclasses
+import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,46 +16,9 @@ from typing import Any
 import yaml
 
 from shared.errors import ConfigError
+from shared.runtime.parsers import nonempty, one_of, seconds, size_bytes, whole_number
 
 PREFIX = "SPLITMESH_"
-
-
-def size_bytes(text: str) -> int:
-    """ "512MiB", "2GB", "1073741824" → bytes."""
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    digits = text.strip().rstrip("BbIiKkMmGg")
-    unit = text.strip()[len(digits) :].upper()
-    unit = unit + "IB" if unit in ("K", "M", "G") else unit
-    return int(float(digits) * units[unit])
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError("must be at least 1")
-    return value
-
-
-def _count(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise ValueError("must not be negative")
-    return value
-
-
-def _port(text: str) -> int:
-    if not 0 <= (value := int(text)) < 65536:
-        raise ValueError("must be between 0 and 65535")
-    return value
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"must be one of {', '.join(words)}")
-        return text
-
-    parse.words = words  # type: ignore[attr-defined]
-    return parse
-
 
 ALL = ("up", "gateway", "router", "prompt_worker", "token_worker", "pool_manager")
 WORKERS = ("up", "prompt_worker", "token_worker")
@@ -73,52 +37,55 @@ def option(
 class Settings:
     """Every option there is. `None` means "not given": the service chooses and says what it chose."""
 
-    model: str = option("smollm2-135m-instruct", "catalogue name, Hugging Face id or local directory")
+    model: str = option("smollm2-135m-instruct", "catalogue name, Hugging Face id or local directory", nonempty)
     served_model_name: str | None = option(None, "name in the API (default: the catalogue or directory name)")
     redis_url: str | None = option(None, "redis://… (default of `up`: an embedded server)")
     mesh_secret: str | None = option(None, "shared secret that authenticates links (default of `up`: a random one)")
     bind: str = option("127.0.0.1", "address on which links and KV transports listen")
     advertise: str | None = option(None, "address under which others reach this process (default: --bind)")
     name: str | None = option(None, "name of this process in /mesh (default: service and a number)")
-    log_level: str = option("info", "debug, info, warning or error", _one_of("debug", "info", "warning", "error"))
-    log_format: str = option("text", "text or json", _one_of("text", "json"))
+    log_level: str = option("info", "debug, info, warning or error", one_of("debug", "info", "warning", "error"))
+    log_format: str = option("text", "text or json", one_of("text", "json"))
     config: str | None = option(None, "YAML file with these options", services=UP)
 
-    prompt_workers: int = option(1, "workers whose home is the prompt pool", _count, UP)
-    token_workers: int = option(1, "workers whose home is the token pool", _count, UP)
-    mixed_workers: int = option(0, "workers that do both phases (colocated mode)", _count, UP)
-    routers: int = option(1, "routers", _positive, UP)
+    prompt_workers: int = option(1, "workers whose home is the prompt pool", whole_number(0), UP)
+    token_workers: int = option(1, "workers whose home is the token pool", whole_number(0), UP)
+    mixed_workers: int = option(0, "workers that do both phases (colocated mode)", whole_number(0), UP)
+    routers: int = option(1, "routers", whole_number(1), UP)
 
     host: str = option("127.0.0.1", "address of the HTTP API", services=("up", "gateway"))
-    port: int = option(8000, "port of the HTTP API (0: any free one)", _port, ("up", "gateway"))
+    port: int = option(8000, "port of the HTTP API (0: any free one)", whole_number(0, 65535), ("up", "gateway"))
     api_key: tuple[str, ...] = option((), "accepted bearer token; repeatable", services=("up", "gateway"), many=True)
-    request_timeout_s: float = option(600.0, "deadline of a request in seconds", float, ("up", "gateway"))
+    request_timeout_s: float = option(600.0, "deadline of a request in seconds", seconds, ("up", "gateway"))
 
     role: str | None = option(
-        None, "home pool of the worker", _one_of("prompt", "token", "mixed"), ("prompt_worker", "token_worker")
+        None, "home pool of the worker", one_of("prompt", "token", "mixed"), ("prompt_worker", "token_worker")
     )
-    engine: str = option("hf", "hf (transformers), fake or paced", _one_of("hf", "fake", "paced"), WORKERS)
+    engine: str = option("hf", "hf (transformers), fake or paced", one_of("hf", "fake", "paced"), WORKERS)
     paced_model: str | None = option(
         None, "cost model of the paced engine: prefill_ms=a,b,c decode_ms=a,b,c", services=WORKERS
     )
-    device: str = option("auto", "auto, cpu or cuda", _one_of("auto", "cpu", "cuda"), WORKERS)
-    dtype: str = option("auto", "auto, float32 or bfloat16", _one_of("auto", "float32", "bfloat16"), WORKERS)
+    device: str = option("auto", "auto, cpu or cuda", one_of("auto", "cpu", "cuda"), WORKERS)
+    dtype: str = option("auto", "auto, float32 or bfloat16", one_of("auto", "float32", "bfloat16"), WORKERS)
     threads: int | None = option(
-        None, "compute threads of a worker (default: cores divided among workers)", _positive, WORKERS
+        None, "compute threads of a worker (default: cores divided among workers)", whole_number(1), WORKERS
     )
     max_model_len: int | None = option(
-        None, "longest prompt plus output in tokens (default: the model's)", _positive, WORKERS
+        None, "longest prompt plus output in tokens (default: the model's)", whole_number(1), WORKERS
     )
-    max_num_seqs: int = option(64, "sequences decoded together", _positive, WORKERS)
-    max_num_batched_tokens: int = option(2048, "prompt tokens computed together", _positive, WORKERS)
+    max_num_seqs: int = option(64, "sequences decoded together", whole_number(1), WORKERS)
+    max_num_batched_tokens: int = option(2048, "prompt tokens computed together", whole_number(1), WORKERS)
     kv_memory: int | None = option(
         None, "KV cache per machine, divided among its workers, e.g. 2GiB", size_bytes, WORKERS
     )
-    block_size: int = option(16, "tokens per KV block", _positive, WORKERS)
-    transport: str = option("auto", "auto, ucx or tcp", _one_of("auto", "ucx", "tcp"), WORKERS)
-    push: str = option("auto", "auto, layerwise or serialized", _one_of("auto", "layerwise", "serialized"), WORKERS)
+    block_size: int = option(16, "tokens per KV block", whole_number(1), WORKERS)
+    transport: str = option("auto", "auto, ucx or tcp", one_of("auto", "ucx", "tcp"), WORKERS)
+    push: str = option("auto", "auto, layerwise or serialized", one_of("auto", "layerwise", "serialized"), WORKERS)
     push_threshold: int | None = option(
-        None, "prompt tokens from which KV is pushed layer by layer (default: measured at start)", _count, WORKERS
+        None,
+        "prompt tokens from which KV goes layer by layer (default: measured at start)",
+        whole_number(0),
+        WORKERS,
     )
 
 
@@ -149,9 +116,13 @@ def _from_command_line(
     service: str, argv: Sequence[str], options: Mapping[str, "dataclasses.Field[Any]"], prog: str | None
 ) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
-        prog=prog or f"python -m services.{service}", argument_default=argparse.SUPPRESS, exit_on_error=False,
+        prog=prog or f"python -m services.{service}",
+        description="Start the mesh, or join it, with these options.",
+        epilog=f"Each option is also an environment variable, --kv-memory for example {PREFIX}KV_MEMORY.",
+        argument_default=argparse.SUPPRESS,
+        exit_on_error=False,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     for name, f in options.items():
         shown = f"{f.metadata['help']} (default: {f.default})" if f.default not in (None, ()) else f.metadata["help"]
         parser.add_argument(
@@ -161,7 +132,7 @@ def _from_command_line(
     try:
         known, unknown = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{str(error).removeprefix('argument ')}; see {parser.prog} --help") from error
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}; see {parser.prog} --help")
     return {
@@ -173,31 +144,41 @@ def _from_command_line(
 
 
 def _from_environment(environ: Mapping[str, str], options: Mapping[str, "dataclasses.Field[Any]"]) -> dict[str, Any]:
-    everywhere = {f.name for f in dataclasses.fields(Settings)} | {"cache"}
+    """Every variable is checked; those of other services are not used."""
+    every = {f.name: f for f in dataclasses.fields(Settings)}
     values = {}
     for variable, text in environ.items():
         if not variable.startswith(PREFIX):
             continue
         name = variable.removeprefix(PREFIX).lower()
-        if name not in everywhere:
-            raise ConfigError(f"unknown environment variable {variable}", param=variable)
+        if name == "cache":  # read by shared.models.catalogue
+            continue
+        if name not in every:
+            close = difflib.get_close_matches(variable, [PREFIX + known.upper() for known in every], n=1)
+            hint = f": did you mean {close[0]}?" if close else "; splitmesh up --help lists the options"
+            raise ConfigError(f"unknown environment variable {variable}{hint}", param=variable)
+        value = _parsed(variable, every[name], text)
         if name in options:
-            values[name] = _parsed(variable, options[name], text)
+            values[name] = value
     return values
 
 
 def _from_file(path: str, options: Mapping[str, "dataclasses.Field[Any]"]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path}: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"--config {path}{where}: no YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: expected a mapping of options")
     values = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        if name not in options:
-            raise ConfigError(f"--config {path}: unknown option {key}")
+        if name not in options or name == "config":
+            raise ConfigError(f"--config {path}: unknown option {key}; splitmesh up --help lists the options")
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         values[name] = _parsed(f"{path}: {key}", options[name], text)
     return values
@@ -208,5 +189,5 @@ def _parsed(where: str, f: "dataclasses.Field[Any]", text: str) -> Any:
         return tuple(part for part in text.split(",") if part)
     try:
         return f.metadata["parse"](text)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{where}: {text!r} is not valid: {error} ({f.metadata['help']})", param=where) from error
+    except ValueError as error:
+        raise ConfigError(f"{where} {text!r}: {error}", param=where) from error

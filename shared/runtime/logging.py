@@ -7,7 +7,7 @@ import structlog
 
 
 def configure(*, level: str, form: str, service: str) -> None:
-    """Send this process's log to stderr, as text for people or as JSON lines. `service` is bound to every event."""
+    """Send this process's log to stderr, as text for people or as JSON lines; those name the service each."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
     )
@@ -22,7 +22,8 @@ def configure(*, level: str, form: str, service: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
     )
-    structlog.contextvars.bind_contextvars(service=service)
+    if form == "json":
+        structlog.contextvars.bind_contextvars(service=service)
 
 
 def get() -> structlog.stdlib.BoundLogger:

@@ -157,6 +157,22 @@ def test_attention_that_cannot_be_replaced_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_attention_of_an_own_kind_is_refused(tmp_path: Path) -> None:
+    config = transformers.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=128, alibi=True
+    )
+    with pytest.raises(Rejected, match="its attention cannot be replaced"):
+        open_(save(tmp_path / "model", config))
+
+
+def test_attention_that_looks_ahead_is_refused(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=128
+    )
+    with pytest.raises(Rejected, match="not causal"):
+        open_(save(tmp_path / "model", config))
+
+
 def test_the_probe_compares_logits() -> None:
     """Llama 4 keeps its chunks in the mask alone: were the configuration not refused, the probe would notice."""
     torch.manual_seed(1)

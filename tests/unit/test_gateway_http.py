@@ -450,6 +450,7 @@ async def test_bad_requests_name_the_field() -> None:
         bad_chats = [
             ({"messages": []}, "messages"), (image, "messages"), ({**chat, "tools": [1]}, "tools"),
             ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+            ({"messages": [{"role": "user"}]}, "messages"),
         ]  # fmt: skip
         for bad, param in bad_chats:
             status, error = await status_and_error(rig, bad, "/v1/chat/completions")

@@ -86,7 +86,7 @@ def test_status_as_json_is_what_the_mesh_answers(gateway: str, capsys: pytest.Ca
         (["status", "--colour"], "unrecognized arguments: --colour; see splitmesh status --help"),
         (["down"], "unknown command 'down'; known are up, status, models, doctor"),
         (["up", "--bogus"], "unknown option --bogus; see splitmesh up --help"),
-        (["up", "--port", "high"], "--port: 'high' is not valid"),
+        (["up", "--port", "high"], "--port 'high': give a whole number from 0 to 65535"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
