@@ -43,8 +43,6 @@ def test_names_resolve_inside_the_repository(name: str) -> None:
 
 @pytest.mark.parametrize("service", ["gateway", "router", "pool_manager", "local"])
 def test_it_starts_without_torch(service: str) -> None:
-    if not (ROOT / "services" / service / "__main__.py").is_file():
-        pytest.skip(f"services.{service} has no entry yet")
     started = subprocess.run(
         [sys.executable, "-c", BLOCKED_START, f"services.{service}.__main__"], cwd=ROOT, capture_output=True, text=True
     )

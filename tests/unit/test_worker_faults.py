@@ -17,6 +17,7 @@ from shared.wire.terms import PushMode
 from shared.worker import intake
 from tests.support.gates import GatedEngine
 from tests.support.mesh import LocalMesh, Stream
+from tests.support.pair import Pair
 from tests.support.samples import submitted
 
 PROMPT = list(range(60))
@@ -216,8 +217,6 @@ async def test_a_bug_in_a_callback_takes_the_process_down() -> None:
 
 def test_nothing_is_filled_where_nothing_waits() -> None:
     """After a refusal or with a broken endpoint no receive is posted; what is sent then lies in the peer for ever."""
-    from tests.unit.test_handoff import Pair
-
     pair, request = Pair(), submitted()
     pair.start(request)
     pair.deliver_to_token()
