@@ -4,13 +4,15 @@ import hmac
 import json
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
 from services.gateway.errors import Handler, error_response, quiet_malformed, shape_errors
+from services.gateway.events import Outcome
 from services.gateway.generate import Generator
 from services.gateway.mesh import Mesh, version
 from services.gateway.metrics import Metrics
@@ -23,7 +25,7 @@ from services.gateway.openai import (
 )
 from services.gateway.timeline import Timelines
 from shared.clock import Clock
-from shared.errors import Rejected
+from shared.errors import Overloaded, Rejected
 from shared.ids import RequestId
 from shared.wire.messages import ServiceReport
 
@@ -89,14 +91,25 @@ class Surface:
         return scheme.lower() == "bearer" and any(matches)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        body = read(CompletionRequest, await request.read())
-        self._check_model(body.model)
-        return await self._generator.completion(request, self._named(request), body)
+        with self._counting_rejections():
+            body = read(CompletionRequest, await request.read())
+            self._check_model(body.model)
+            return await self._generator.completion(request, self._named(request), body)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = read(ChatRequest, await request.read())
-        self._check_model(body.model)
-        return await self._generator.chat(request, self._named(request), body)
+        with self._counting_rejections():
+            body = read(ChatRequest, await request.read())
+            self._check_model(body.model)
+            return await self._generator.chat(request, self._named(request), body)
+
+    @contextmanager
+    def _counting_rejections(self) -> Iterator[None]:
+        """A request that is refused before it was opened ends here, and nowhere else."""
+        try:
+            yield
+        except (Rejected, Overloaded):
+            self._metrics.requests.labels(outcome=Outcome.REJECTED.value).inc()
+            raise
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [self._model_card()]})

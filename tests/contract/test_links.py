@@ -15,9 +15,11 @@ from shared.ids import Address, RequestId
 from shared.link.memory import MemoryLinks, MemoryNetwork
 from shared.link.port import LinkEvent, Links, Lost, Received
 from shared.link.tcp import TcpLinks
-from shared.wire.messages import Cancel, Chunk, Failed, LinkMessage, Tokens
+from shared.wire.messages import Chunk, Failed, LinkMessage, Tokens
+from tests.support.links import cancel, next_event, nothing_for
 
 HEARTBEAT_S, LOST_AFTER_S = 0.08, 0.32
+
 SECRET = b"a secret of this mesh"
 
 
@@ -102,20 +104,6 @@ async def mesh(request: pytest.FixtureRequest, spawn: Any, start_child: Any) -> 
     mesh = MemoryMesh(spawn) if request.param == "memory" else TcpMesh(spawn, start_child)
     yield mesh
     await mesh.close()
-
-
-def cancel(number: int) -> Cancel:
-    return Cancel(request_id=RequestId("r"), attempt=number)
-
-
-async def next_event(links: Links, within_s: float = 3.0) -> LinkEvent:
-    async with asyncio.timeout(within_s):
-        return await links.receive()
-
-
-async def nothing_for(links: Links, seconds: float) -> None:
-    with pytest.raises(TimeoutError):
-        await next_event(links, within_s=seconds)
 
 
 async def lost(links: Links, peer: Address) -> float:

@@ -17,7 +17,6 @@ from safetensors.numpy import load_file
 from shared.errors import ConfigError
 from shared.models import catalogue
 from shared.models.catalogue import CATALOGUE, default_cache, resolve
-from shared.models.facts import facts_of
 from shared.models.gguf_wheel import GgufWheel
 from shared.models.progress import silent
 from shared.models.stored import stored
@@ -149,18 +148,6 @@ def test_transformers_takes_it_with_chat_template_and_end_token(tmp_path: Path) 
     assert tokenizer.decode(tokenizer.encode("ab  ab")) == "ab  ab"
     model = AutoModelForCausalLM.from_pretrained(path)
     assert model.generation_config.eos_token_id == 2
-
-
-def test_facts_need_no_weights(tmp_path: Path) -> None:
-    path = resolve("tiny", tmp_path).path
-    (path / "model.safetensors").unlink()
-    facts = facts_of(path)
-    assert (facts.layers, facts.kv_heads, facts.head_dim) == (1, KV_HEADS, HEAD_DIM)
-    assert (facts.vocab_size, facts.max_position_embeddings, facts.eos_token_ids) == (len(VOCABULARY), 64, (2,))
-    assert facts.kv_bytes_per_token(4) == 2 * KV_HEADS * HEAD_DIM * 4
-    (path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="num_attention_heads"):
-        facts_of(path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])

@@ -20,7 +20,6 @@ from shared.engine.prepack import PackedLinear
 from shared.engine.probe import forward, probe
 from shared.errors import ConfigError, Rejected
 from shared.models.catalogue import resolve
-from shared.models.facts import facts_of
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -260,5 +259,7 @@ def test_opened_by_name_from_resolved_files(tmp_path: Path) -> None:
     path = save(tmp_path / "tiny", config_of("Llama"))
     engine = open_engine("hf", resolve(str(path)), device="cpu", dtype="float32", threads=1, kv_bytes=1 << 20)
     assert (engine.facts.name, engine.facts.dtype, engine.facts.block_size) == ("tiny", "float32", 16)
-    assert (engine.facts.kv_heads, engine.facts.head_dim) == (facts_of(path).kv_heads, facts_of(path).head_dim)
+    config = transformers.AutoConfig.from_pretrained(path)
+    shape = (config.num_key_value_heads, config.hidden_size // config.num_attention_heads)
+    assert (engine.facts.kv_heads, engine.facts.head_dim) == shape
     engine.close()

@@ -153,3 +153,11 @@ async def _says(reason: Callable[[], Awaitable[str]], text: str) -> bool:
 async def test_no_worker_at_all_is_a_quick_503() -> None:
     async with mesh(ready=False) as rig, rig.post("/v1/completions", body()) as response:
         assert response.status == 503 and response.headers["Retry-After"]
+
+
+async def test_refused_requests_are_counted_once() -> None:
+    async with mesh() as rig:
+        await status_and_error(rig, {"max_tokens": 0})
+        await status_and_error(rig, {"model": "nobody"})
+        async with rig.http.get(rig.url + "/metrics") as response:
+            assert 'splitmesh_requests_total{outcome="rejected"} 2.0' in await response.text()

@@ -12,17 +12,19 @@ from shared.clock import SystemClock
 from shared.errors import ConfigError
 from shared.ids import Address, RequestId, ServiceId
 from shared.link import tcp, tcp_listener
-from shared.link.port import LinkEvent, Lost, Received
+from shared.link.port import Lost, Received
 from shared.link.tcp import TcpLinks
 from shared.link.tcp_listener import MAX_STRANGERS
 from shared.wire.address import split
 from shared.wire.codec import encode
 from shared.wire.frames import framed
 from shared.wire.hello import Handshake, Hello
-from shared.wire.messages import Cancel, Failed, ServiceReport
+from shared.wire.messages import Failed, ServiceReport
 from shared.wire.terms import State
+from tests.support.links import cancel, next_event, nothing_for
 
 HEARTBEAT_S, LOST_AFTER_S = 0.08, 0.32
+
 SECRET = b"a secret of this mesh"
 
 
@@ -105,20 +107,6 @@ async def proxy() -> AsyncIterator[Proxy]:
     proxy = Proxy()
     yield proxy
     await proxy.close()
-
-
-def cancel(number: int) -> Cancel:
-    return Cancel(request_id=RequestId("r"), attempt=number)
-
-
-async def next_event(links: TcpLinks, within_s: float = 3.0) -> LinkEvent:
-    async with asyncio.timeout(within_s):
-        return await links.receive()
-
-
-async def nothing_for(links: TcpLinks, seconds: float) -> None:
-    with pytest.raises(TimeoutError):
-        await next_event(links, within_s=seconds)
 
 
 async def still_serves(opener: Opener, links: TcpLinks) -> None:

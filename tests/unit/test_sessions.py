@@ -1,89 +1,34 @@
 """The gateway's session decider: each phase's trouble, then random interleavings of everything."""
 
-from typing import Any
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from services.gateway import events as ev
-from services.gateway.events import Command, Deliver, End, Identity, Outcome, Send, Submit, Watch
-from services.gateway.sessions import MAX_FAILURES, PLACEMENT_PATIENCE_S, UNPLACEABLE_LIMIT_S, Sessions
+from services.gateway.events import Deliver, End, Outcome, Submit, Watch
+from services.gateway.sessions import MAX_FAILURES, PLACEMENT_PATIENCE_S, UNPLACEABLE_LIMIT_S
 from shared.ids import Address, RequestId, ServiceId, WorkerId
-from shared.link.port import Lost, Received
-from shared.wire.messages import Cancel, Chunk, Failed, HandedOff, Placed, Submitted, Tokens, Unplaceable
-from shared.wire.terms import Finish, PushMode, Sampling, State
-
-GATEWAY = ServiceId("gateway-0.aa")
-R = RequestId("r1")
-P, T, P2, T2 = (Address(f"{name}:1") for name in ("p", "t", "p2", "t2"))
-OUTPUT = tuple(range(100, 130))  # what every worker would generate, by position
-
-
-def new() -> Sessions:
-    return Sessions(Identity(gateway_id=GATEWAY, address=Address("gateway:1")))
-
-
-def opened(max_tokens: int = 8, time_left_s: float = 60.0) -> ev.Opened:
-    sampling = Sampling(max_tokens=max_tokens)
-    return ev.Opened(request_id=R, prompt=(1, 2, 3), sampling=sampling, time_left_s=time_left_s, model="m")
-
-
-def placed(attempt: int = 1, prompt: Address = P, token: Address = T, gateway: ServiceId = GATEWAY) -> Placed:
-    return Placed(
-        request_id=R, attempt=attempt, prompt_worker=WorkerId(f"w-{prompt}"), token_worker=WorkerId(f"w-{token}"),
-        prompt_address=prompt, token_address=token, prompt_tokens=3, output_tokens=8, gateway_id=gateway,
-        time_left_s=1.0,
-    )  # fmt: skip
-
-
-def chunk(
-    position: int, count: int = 1, *, peer: Address = T, attempt: int = 1, finish: Finish | None = None
-) -> Received:
-    tokens = OUTPUT[position : position + count]
-    one = Chunk(request_id=R, attempt=attempt, position=position, token_ids=tokens, finish=finish)
-    return Received(peer=peer, message=Tokens(chunks=(one,)))
-
-
-def heard(worker_id: WorkerId, at: float) -> ev.WorkerHeard:
-    return ev.WorkerHeard(worker_id=worker_id, state=State.READY, at=at)
-
-
-def handed_off(attempt: int = 1) -> Received:
-    message = HandedOff(
-        request_id=R, attempt=attempt, mode=PushMode.LAYERWISE, transport="ucx", kv_bytes=1, transfer_s=0.1,
-        exposed_s=0.0, resent_slices=0,
-    )  # fmt: skip
-    return Received(peer=P, message=message)
-
-
-def failed(peer: Address, *, retryable: bool, attempt: int = 1) -> Received:
-    message = Failed(request_id=R, attempt=attempt, retryable=retryable, code="no_room", message="no room")
-    return Received(peer=peer, message=message)
-
-
-def run(sessions: Sessions, *events: ev.Event, now: float = 0.0) -> list[Command]:
-    commands: list[Command] = []
-    for event in events:
-        commands = sessions.handle(event, now)
-        sessions.check()
-    return commands
-
-
-def only(commands: list[Command], kind: type) -> list[Any]:
-    return [command for command in commands if isinstance(command, kind)]
-
-
-def cancelled(commands: list[Command]) -> set[tuple[Address, int]]:
-    sent = only(commands, Send)
-    assert all(isinstance(one.message, Cancel) for one in sent)
-    return {(one.peer, one.message.attempt) for one in sent}
-
-
-def resubmitted(commands: list[Command]) -> Submitted:
-    (submit,) = only(commands, Submit)
-    message: Submitted = submit.message
-    return message
+from shared.link.port import Lost
+from shared.wire.messages import Unplaceable
+from shared.wire.terms import Finish
+from tests.support.sessions import (
+    GATEWAY,
+    OUTPUT,
+    P2,
+    T2,
+    P,
+    R,
+    T,
+    cancelled,
+    chunk,
+    failed,
+    handed_off,
+    heard,
+    new,
+    only,
+    opened,
+    placed,
+    resubmitted,
+    run,
+)
 
 
 def test_the_straight_way() -> None:
@@ -296,76 +241,6 @@ def test_stopping_ends_what_runs() -> None:
     sessions = new()
     (end,) = only(run(sessions, opened(), placed(), ev.Stopping()), End)
     assert (end.status, end.code) == (503, "shutting_down") and len(sessions) == 0
-
-
-class Client:
-    """Checks each command as the HTTP handler and the router would see it."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-        self.ends = 0
-        self.left = False
-        self.borders: dict[int, int] = {}  # attempt → tokens received before it
-
-    def absorb(self, commands: list[Command]) -> None:
-        for command in commands:
-            match command:
-                case Submit(message=message):
-                    assert message.emitted == len(self.seen)
-                    assert message.token_ids == (1, 2, 3, *self.seen)
-                    self.borders[message.attempt] = len(self.seen)
-                case Deliver(token_ids=token_ids, finish=finish):
-                    assert not self.ends and not self.left
-                    self.seen.extend(token_ids)
-                    self.ends += finish is not None
-                case End():
-                    assert not self.ends and not self.left
-                    self.ends += 1
-                case _:
-                    pass
-        assert tuple(self.seen) == OUTPUT[: len(self.seen)]
-
-
-def any_chunk(data: st.DataObject, peer: Address, attempt: int, border: int, total: int) -> Received:
-    start = data.draw(st.integers(min(border, total - 1), total - 1))
-    count = data.draw(st.integers(1, total - start))
-    finish = Finish.LENGTH if start + count == total else None
-    return chunk(start, count, peer=peer, attempt=attempt, finish=finish)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_every_position_once_in_order_and_one_end(data: st.DataObject) -> None:
-    """Two workers per attempt speak in any order, repeat themselves and die; time passes; the client may leave."""
-    sessions, client, total, now = new(), Client(), data.draw(st.integers(1, 12), label="tokens"), 0.0
-    client.absorb(run(sessions, opened(max_tokens=total)))
-    for _ in range(data.draw(st.integers(0, 40), label="steps")):
-        attempt = data.draw(st.sampled_from(sorted(client.borders)))
-        peer = data.draw(st.sampled_from([P, T]))
-        kind = data.draw(
-            st.sampled_from(["chunk"] * 8 + ["placed", "placed", "lost", "failed", "wake", "off", "leave"])
-        )
-        event: ev.Event = ev.Woke()
-        match kind:
-            case "chunk":
-                event = any_chunk(data, peer, attempt, client.borders[attempt], total)
-            case "placed":
-                event = placed(attempt)
-            case "lost":
-                event = Lost(peer=peer, reason="x")
-            case "failed":
-                event = failed(peer, retryable=True, attempt=attempt)
-            case "off":
-                event = handed_off(attempt)
-            case "leave" if data.draw(st.integers(0, 5)) == 0:
-                event = ev.ClientLeft(request_id=R)
-            case _:
-                now += data.draw(st.sampled_from([0.1, 1.0, 9.0]))
-        client.absorb(run(sessions, event, now=now))
-        client.left = client.left or isinstance(event, ev.ClientLeft)
-    client.absorb(run(sessions, ev.Woke(), now=now + 100))
-    assert client.left or client.ends == 1
-    assert len(sessions) == 0
 
 
 @pytest.mark.parametrize("kept", [3])
