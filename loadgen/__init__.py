@@ -1,0 +1,1 @@
+"""The load generator: production traces replayed honestly, measured right, compared fairly."""

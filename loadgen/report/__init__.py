@@ -1,0 +1,1 @@
+"""How it is told: live progress, tables, JSON, one self-contained web page."""

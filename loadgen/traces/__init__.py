@@ -1,0 +1,1 @@
+"""What is asked and when: readers of production traces, seeded generators, scaling."""
