@@ -1,0 +1,66 @@
+"""`python -m loadgen`: replay traces against any OpenAI-compatible server, measure, compare.
+
+Exit codes: 0 a valid result, 2 a wrong option or a server that cannot be asked, 3 a result that must not be trusted.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from shared.errors import ConfigError, MeshError
+
+USAGE = """\
+usage: python -m loadgen COMMAND [OPTION...]
+
+  replay    send a trace to a server and say how it went
+  compare   send the same trace to several servers in turn and say what differs
+  trace     list, show, fetch and make traces
+
+`python -m loadgen COMMAND --help` lists the options of a command."""
+
+
+def main() -> int:
+    try:
+        exit_code = run(sys.argv[1:])
+        sys.stdout.flush()
+        return exit_code
+    except BrokenPipeError:  # as in `| head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("loadgen: stopped", file=sys.stderr)
+        return 130
+
+
+def run(arguments: Sequence[str]) -> int:
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"unknown command {name!r}; known are {', '.join(COMMANDS)}")
+        return COMMANDS[name](rest, Console())
+    except MeshError as error:
+        print(f"loadgen: {error}", file=sys.stderr)
+        return 2
+
+
+def _replay(arguments: Sequence[str], console: Console) -> int:
+    from loadgen.replay import replay
+
+    return replay(arguments, console)
+
+
+def _trace(arguments: Sequence[str], console: Console) -> int:
+    from loadgen.traces.command import run
+
+    return run(arguments, console)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], Console], int]] = {"replay": _replay, "trace": _trace}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Ask a server what it can do before anything is measured.
+
+    wait until it answers → its model → one short request for each way of asking, best first, until one works
+    → how many tokens it adds to a prompt
+
+Best is: token ids as prompt, lengths forced, token ids in the answer. What a server refuses is left out and said.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+
+from loadgen.client.ask import Asked, ask
+from loadgen.client.prompts import WORDS, Prompts
+from loadgen.client.server import Form, Server
+from loadgen.record import Outcome, Record
+from loadgen.traces.trace import Request
+from shared.clock import Clock
+from shared.errors import ConfigError
+
+PROMPT_TOKENS, OUTPUT_TOKENS = 24, 4
+MOST_OVERHEAD_TOKENS = 512
+REQUEST_S = 60.0
+RETRY_S = 0.2
+
+# Token ids that mean plain text in every vocabulary of this size; the second is for models of bytes.
+_WAYS = (
+    (Form.IDS, (1_000, 20_000)),
+    (Form.IDS, (33, 127)),
+    (Form.TEXT, (0, len(WORDS))),
+)
+_EXTRAS = (("ignore_eos", "min_tokens", "return_token_ids"), ("ignore_eos", "min_tokens"), ("ignore_eos",), ())
+
+
+async def probe(
+    session: aiohttp.ClientSession, base_url: str, *, endpoint: str, model: str | None, clock: Clock,
+    headers: Mapping[str, str], extra_body: Mapping[str, Any],
+) -> Server:  # fmt: skip
+    """Raises ConfigError when nothing answers there, or when it cannot be asked in any way we know."""
+    named, max_model_len = await _model(session, base_url, headers)
+    server = Server(
+        base_url=base_url, endpoint=endpoint, model=model or named or "default", max_model_len=max_model_len,
+        form=Form.TEXT, symbols=(0, len(WORDS)), extra_body=extra_body, headers=headers,
+    )  # fmt: skip
+    ways = [way for way in _WAYS if way[0] is Form.TEXT or not server.chat]
+    refusal = ""
+    for form, symbols in ways:
+        for extras in _EXTRAS:
+            tried = dataclasses.replace(server, form=form, symbols=symbols, extras=extras)
+            asked = await _try(session, tried, PROMPT_TOKENS, clock)
+            if asked.record.outcome is Outcome.COMPLETED:
+                return await _measured(session, tried, asked, clock)
+            refusal = refusal or asked.record.error or ""
+            if asked.record.status in (401, 403, 404):
+                raise ConfigError(f"{tried.url} refuses: {asked.record.error}", param="base_url")
+    raise ConfigError(f"{server.url} answers no request that it was tried with; the first said: {refusal}")
+
+
+async def wait_until_served(session: aiohttp.ClientSession, base_url: str, *, patience_s: float, clock: Clock) -> None:
+    """Until any HTTP answer below 500 comes for /v1/models. Raises ConfigError after `patience_s`."""
+    end_s = clock.now() + patience_s
+    while True:
+        try:
+            async with asyncio.timeout(5.0), session.get(base_url + "/v1/models") as response:
+                if response.status < 500:
+                    return
+                why = f"HTTP {response.status}"
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            why = str(error) or type(error).__name__
+        if clock.now() >= end_s:
+            raise ConfigError(f"no server answers at {base_url}: {why}; is it running?", param="base_url")
+        await asyncio.sleep(RETRY_S)
+
+
+async def _model(
+    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]
+) -> tuple[str | None, int | None]:
+    """Name and context length of the first model; None for what the server does not tell."""
+    try:
+        async with session.get(base_url + "/v1/models", headers=headers) as response:
+            card = (await response.json(content_type=None))["data"][0]
+            limit = card.get("max_model_len")
+            return str(card["id"]), limit if isinstance(limit, int) else None
+    except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None, None
+
+
+async def _try(session: aiohttp.ClientSession, server: Server, prompt_tokens: int, clock: Clock) -> Asked:
+    request = Request(at_s=0.0, prompt_tokens=prompt_tokens, output_tokens=OUTPUT_TOKENS)
+    prompts, start_s = Prompts(server, seed=prompt_tokens), clock.now()
+    body = prompts.body(prompts.symbols(0, request), OUTPUT_TOKENS)
+    asked = Asked(record=Record(index=0, prompt_tokens=prompt_tokens, output_tokens=OUTPUT_TOKENS, due_s=0.0))
+    await ask(session, server, body, asked, now=lambda: clock.now() - start_s, deadline_s=REQUEST_S)
+    return asked
+
+
+async def _measured(session: aiohttp.ClientSession, server: Server, first: Asked, clock: Clock) -> Server:
+    """The server with what it adds to each prompt. A second length shows whether the rest is a token a symbol."""
+    record, remarks = first.record, []
+    if not first.gave_ids:
+        remarks.append("it gives no token ids: every event with text counts as one token")
+    for name, lack in (("ignore_eos", "answers may end early"), ("min_tokens", "answers may be shorter than asked")):
+        if name not in server.extras:
+            remarks.append(f"it refuses {name}: {lack}")
+    if record.usage_prompt_tokens is None:
+        remarks.append("it reports no usage: token counts cannot be checked")
+        return dataclasses.replace(server, remarks=tuple(remarks))
+    second = (await _try(session, server, 2 * PROMPT_TOKENS, clock)).record
+    overhead = record.usage_prompt_tokens - PROMPT_TOKENS
+    constant = second.usage_prompt_tokens == 2 * PROMPT_TOKENS + overhead
+    if not constant and server.form is Form.TEXT:
+        raise ConfigError(
+            f"prompts of an exact token count cannot be made for {server.url}: it takes no token ids, and counts "
+            f"{record.usage_prompt_tokens} and {second.usage_prompt_tokens} tokens for {PROMPT_TOKENS} and "
+            f"{2 * PROMPT_TOKENS} common words"
+        )
+    known = constant and 0 <= overhead <= MOST_OVERHEAD_TOKENS
+    return dataclasses.replace(server, overhead_tokens=overhead if known else 0, remarks=tuple(remarks))

@@ -1,0 +1,80 @@
+"""What the probe finds out of servers that differ."""
+
+import pytest
+
+from loadgen.client.probe import probe, wait_until_served
+from loadgen.client.process import open_session
+from loadgen.client.server import CHAT, COMPLETIONS, Form, Server
+from shared.clock import SystemClock
+from shared.errors import ConfigError
+from tests.support.fake_openai import MODEL, FakeOpenAI, Script
+
+
+async def found(fake: FakeOpenAI, *, endpoint: str = COMPLETIONS, model: str | None = None) -> Server:
+    async with open_session() as session:
+        return await probe(
+            session, fake.url, endpoint=endpoint, model=model, clock=SystemClock(), headers={}, extra_body={}
+        )
+
+
+async def test_a_server_that_can_everything_is_asked_the_best_way() -> None:
+    with FakeOpenAI(max_model_len=4096) as fake:
+        server = await found(fake)
+    assert (server.form, server.symbols, server.model, server.max_model_len) == (Form.IDS, (1000, 20000), MODEL, 4096)
+    assert server.extras == ("ignore_eos", "min_tokens", "return_token_ids")
+    assert (server.overhead_tokens, server.remarks) == (0, ())
+
+
+async def test_without_token_ids_prompts_are_words() -> None:
+    with FakeOpenAI(accepts_ids=False, overhead_tokens=1) as fake:
+        server = await found(fake)
+    assert (server.form, server.overhead_tokens) == (Form.TEXT, 1)
+
+
+async def test_a_chat_has_the_overhead_of_its_template() -> None:
+    with FakeOpenAI(overhead_tokens=31) as fake:
+        server = await found(fake, endpoint=CHAT)
+    assert (server.form, server.overhead_tokens) == (Form.TEXT, 31)
+
+
+async def test_what_is_refused_is_left_out_and_said() -> None:
+    with FakeOpenAI(lambda number: Script(token_ids=False), refuses=("return_token_ids", "min_tokens")) as fake:
+        server = await found(fake)
+    assert server.extras == ("ignore_eos",)
+    assert any("min_tokens" in remark for remark in server.remarks)
+    assert any("no token ids" in remark for remark in server.remarks)
+
+
+async def test_a_server_without_a_list_of_models_is_served_by_name() -> None:
+    with FakeOpenAI(has_models=False) as fake:
+        assert (await found(fake, model="mine")).model == "mine"
+        assert (await found(fake)).model == "default"
+
+
+async def test_no_usage_is_a_remark() -> None:
+    with FakeOpenAI(lambda number: Script(usage=False)) as fake:
+        assert any("usage" in remark for remark in (await found(fake)).remarks)
+
+
+async def test_words_that_are_no_single_tokens_are_refused() -> None:
+    with FakeOpenAI(accepts_ids=False, tokens_per_word=2) as fake:
+        with pytest.raises(ConfigError, match="exact token count"):
+            await found(fake)
+
+
+async def test_a_wrong_count_of_a_server_that_takes_ids_is_left_to_the_gates() -> None:
+    with FakeOpenAI(lambda number: Script(prompt_off_by=-3)) as fake:
+        assert (await found(fake)).overhead_tokens == 0
+
+
+async def test_a_server_that_refuses_everything_is_refused() -> None:
+    with FakeOpenAI(lambda number: Script(status=500)) as fake, pytest.raises(ConfigError, match="HTTP 500: scripted"):
+        await found(fake)
+    with FakeOpenAI(lambda number: Script(status=401)) as fake, pytest.raises(ConfigError, match="HTTP 401"):
+        await found(fake)
+
+
+async def test_nobody_there_is_one_line() -> None:
+    async with open_session() as session:
+        with pytest.raises(ConfigError, match="no server answers at http://127.0.0.1:9: .*is it running"):
+            await wait_until_served(session, "http://127.0.0.1:9", patience_s=0.0, clock=SystemClock())
