@@ -54,13 +54,23 @@ def _replay(arguments: Sequence[str], console: Console) -> int:
     return replay(arguments, console)
 
 
+def _compare(arguments: Sequence[str], console: Console) -> int:
+    from loadgen.compare import compare
+
+    return compare(arguments, console)
+
+
 def _trace(arguments: Sequence[str], console: Console) -> int:
     from loadgen.traces.command import run
 
     return run(arguments, console)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], Console], int]] = {"replay": _replay, "trace": _trace}
+COMMANDS: dict[str, Callable[[Sequence[str], Console], int]] = {
+    "replay": _replay,
+    "compare": _compare,
+    "trace": _trace,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,7 @@ Best is: token ids as prompt, lengths forced, token ids in the answer. What a se
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -59,20 +59,32 @@ async def probe(
     raise ConfigError(f"{server.url} answers no request that it was tried with; the first said: {refusal}")
 
 
-async def wait_until_served(session: aiohttp.ClientSession, base_url: str, *, patience_s: float, clock: Clock) -> None:
-    """Until any HTTP answer below 500 comes for /v1/models. Raises ConfigError after `patience_s`."""
+async def wait_until_served(
+    session: aiohttp.ClientSession, base_url: str, *, patience_s: float, clock: Clock, check: Callable[[], None]
+) -> None:
+    """Until /v1/models answers below 500 and /ready, if there is one, is not 503. `check` raises when waiting is in
+    vain. Raises ConfigError after `patience_s`."""
     end_s = clock.now() + patience_s
     while True:
-        try:
-            async with asyncio.timeout(5.0), session.get(base_url + "/v1/models") as response:
-                if response.status < 500:
-                    return
-                why = f"HTTP {response.status}"
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            why = str(error) or type(error).__name__
+        check()
+        why = await _not_served(session, base_url)
+        if why is None:
+            return
         if clock.now() >= end_s:
             raise ConfigError(f"no server answers at {base_url}: {why}; is it running?", param="base_url")
         await asyncio.sleep(RETRY_S)
+
+
+async def _not_served(session: aiohttp.ClientSession, base_url: str) -> str | None:
+    try:
+        async with asyncio.timeout(5.0):
+            async with session.get(base_url + "/v1/models") as response:
+                if response.status >= 500:
+                    return f"HTTP {response.status}"
+            async with session.get(base_url + "/ready") as response:
+                return "it is not ready yet" if response.status == 503 else None
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return str(error) or type(error).__name__
 
 
 async def _model(

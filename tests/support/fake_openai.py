@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+import uvloop
 from aiohttp import web
 
 MODEL = "fake-model"
@@ -53,7 +54,7 @@ class Written:
 
 
 class FakeOpenAI:
-    """`accepts_ids`: refuses prompts of token ids else. `refuses`: fields that are answered with 400. `overhead_tokens`:
+    """`accepts_ids`: refuses prompts of ids else. `refuses`: fields that are answered with 400. `overhead_tokens`:
     what it counts on top of each prompt. `has_models`: whether /v1/models answers."""
 
     def __init__(
@@ -66,7 +67,7 @@ class FakeOpenAI:
         self._tokens_per_word = tokens_per_word
         self.written: list[Written] = []
         self.url = ""
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
 

@@ -1,0 +1,146 @@
+"""`loadgen compare`: the same schedule on two or more targets in turn; ratios, and whether they mean anything.
+
+    targets (started if they are commands) → probed, warm → A B A B … → ratios with intervals → reports
+
+With `--self` the targets are this mesh, disaggregated and colocated with equal cores (see own_modes).
+"""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from loadgen import own_modes
+from loadgen.bearable import load_for
+from loadgen.client import options as client_options
+from loadgen.measure.ratio import ratios
+from loadgen.measure.result import result
+from loadgen.measure.slo import Slo
+from loadgen.record import Run
+from loadgen.report.comparison import print_comparison
+from loadgen.report.files import write_json
+from loadgen.report.groups import Entry
+from loadgen.report.page import write_page
+from loadgen.rounds import Contest, alternate, connected
+from loadgen.targets import Target, serving
+from loadgen.traces import load
+from loadgen.traces.scale import fit
+from loadgen.traces.wanted import add_arguments
+from loadgen.watched import idle_speed
+from shared.errors import ConfigError
+from shared.runtime.options import Options
+
+INVALID = 3  # exit code
+RUN_S, QUICK_S = 60.0, 20.0  # of a load that was not named
+
+Comparison = dict[str, Any]
+
+
+def compare(arguments: Sequence[str], console: Console) -> int:
+    given = _options().read(arguments)
+    given.trace_given, given.trace = given.trace is not None, given.trace or "azure-conv"
+    if given.own_mesh and given.targets:
+        raise ConfigError("compare takes --self or targets, not both", param="self")
+    if given.quick:
+        given.repeats = 1
+    contest = own_modes.contest(given, console) if given.own_mesh else _contest(given, console)
+    runs, contest = _run(contest, given, console)
+    comparison = _compared(contest, runs, given)
+    if given.own_mesh:
+        comparison["answer"] = own_modes.answer(comparison)
+    print_comparison(comparison, console)
+    if given.json:
+        write_json(given.json, comparison)
+    if given.html:
+        entries = [
+            Entry(target=name, result=one, run=run)
+            for name, results in comparison["targets"].items()
+            for one, run in zip(results, runs[name], strict=True)
+        ]
+        write_page(given.html, entries, comparison=comparison)
+    valid = all(one["valid"] for results in comparison["targets"].values() for one in results)
+    return 0 if valid else INVALID
+
+
+def _contest(given: argparse.Namespace, console: Console) -> Contest:
+    """The targets that were named. A trace is sent as recorded; without one the first target shows what it bears."""
+    targets = [Target.parse(text) for text in given.targets]
+    if len(targets) < 2 or len({target.name for target in targets}) < len(targets):
+        raise ConfigError("compare needs --self, or at least two targets with different names", param="target")
+    if given.trace_given:
+        given.rate_scale, given.length_scale = given.rate_scale or 1.0, given.length_scale or 1.0
+        trace, slo = load.from_arguments(given), Slo.parse(given.slo) if given.slo else None
+    else:
+        with serving(targets[0], os.environ) as first:
+            server = connected(first, given, console)
+            trace, slo = load_for(server, given, console, span_s=QUICK_S if given.quick else RUN_S)
+    return Contest(targets=targets, environment=os.environ, trace=trace, slo=slo)
+
+
+def _run(contest: Contest, given: argparse.Namespace, console: Console) -> tuple[dict[str, list[Run]], Contest]:
+    """The runs of each target, and the contest with its trace as it was sent."""
+    with ExitStack() as stack:
+        targets = [stack.enter_context(serving(target, contest.environment)) for target in contest.targets]
+        servers = {target.name: connected(target, given, console) for target in targets}
+        shortest = min((s.max_model_len for s in servers.values() if s.max_model_len), default=None)
+        trace = fit(contest.trace, shortest) if shortest else contest.trace
+        idle = None
+        if contest.slo and contest.slo.splitwise:
+            idle = idle_speed(servers[targets[0].name], trace, console, deadline_s=given.deadline)
+        runs = alternate(
+            targets, servers, trace, client_options.settings(given), repeats=given.repeats,
+            warmups=given.num_warmups, console=console,
+        )  # fmt: skip
+    return runs, dataclasses.replace(contest, trace=trace, idle=idle)
+
+
+def _compared(contest: Contest, runs: dict[str, list[Run]], given: argparse.Namespace) -> Comparison:
+    first, *others = runs
+    slo, idle, seed = contest.slo, contest.idle, given.seed
+    return {
+        "baseline": first,
+        "trace": contest.trace.name,
+        "schedule_sha256": contest.trace.sha256,
+        "slo": slo.text if slo else None,
+        "notes": [*contest.notes, *contest.trace.notes],
+        "targets": {
+            name: [result(run, slo=slo, idle=idle, seed=seed, count_tolerance=given.count_tolerance) for run in own]
+            for name, own in runs.items()
+        },
+        "ratios": {
+            f"{other}/{first}": ratios(runs[first], runs[other], slo=slo, idle=idle, seed=seed) for other in others
+        },
+    }
+
+
+def _options() -> Options:
+    options = Options(
+        "python -m loadgen compare",
+        "Send the same trace to several servers in turn, and say what differs and whether it means anything.",
+    )
+    options.add_argument(
+        "targets", nargs="*", metavar="NAME=URL", help="or NAME='COMMAND', started and stopped, its port being {port}"
+    )
+    options.add_argument(
+        "--self", action="store_true", dest="own_mesh",
+        help="this mesh, disaggregated and colocated with equal cores: is disaggregation worth it for this trace here?",
+    )  # fmt: skip
+    options.add_argument("--quick", action="store_true", help="short, one run each, nothing tuned")
+    options.add_argument("--mesh-options", default="", metavar="OPTIONS", help="with --self: for each `splitmesh up`")
+    options.add_argument("--repeats", type=client_options.whole(1), default=3, metavar="N", help="runs of each (3)")
+    add_arguments(options, required=False)
+    options.set_defaults(rate_scale=None, length_scale=None)
+    client_options.add_arguments(options)
+    group = options.add_argument_group("what is made of it")
+    group.add_argument(
+        "--slo",
+        help="e.g. ttft=3,tbt=0.15 in seconds (also e2e, second, max_gap), or splitwise: over the idle first target",
+    )
+    group.add_argument("--json", type=Path, metavar="FILE", help="the full result")
+    group.add_argument("--html", type=Path, metavar="FILE", help="a page with plots that works offline")
+    return options
