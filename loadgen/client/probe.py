@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
+import orjson
 
 from loadgen.client.ask import Asked, ask
 from loadgen.client.prompts import WORDS, Prompts
@@ -50,9 +51,9 @@ async def probe(
     for form, symbols in ways:
         for extras in _EXTRAS:
             tried = dataclasses.replace(server, form=form, symbols=symbols, extras=extras)
-            asked = await _try(session, tried, PROMPT_TOKENS, clock)
+            asked = await _try(session, tried, clock)
             if asked.record.outcome is Outcome.COMPLETED:
-                return await _measured(session, tried, asked, clock)
+                return await _measured(session, tried, asked)
             refusal = refusal or asked.record.error or ""
             if asked.record.status in (401, 403, 404):
                 raise ConfigError(f"{tried.url} refuses: {asked.record.error}", param="base_url")
@@ -100,34 +101,49 @@ async def _model(
         return None, None
 
 
-async def _try(session: aiohttp.ClientSession, server: Server, prompt_tokens: int, clock: Clock) -> Asked:
-    request = Request(at_s=0.0, prompt_tokens=prompt_tokens, output_tokens=OUTPUT_TOKENS)
-    prompts, start_s = Prompts(server, seed=prompt_tokens), clock.now()
+async def _try(session: aiohttp.ClientSession, server: Server, clock: Clock) -> Asked:
+    request = Request(at_s=0.0, prompt_tokens=PROMPT_TOKENS, output_tokens=OUTPUT_TOKENS)
+    prompts, start_s = Prompts(server, seed=0), clock.now()
     body = prompts.body(prompts.symbols(0, request), OUTPUT_TOKENS)
-    asked = Asked(record=Record(index=0, prompt_tokens=prompt_tokens, output_tokens=OUTPUT_TOKENS, due_s=0.0))
+    asked = Asked(record=Record(index=0, prompt_tokens=PROMPT_TOKENS, output_tokens=OUTPUT_TOKENS, due_s=0.0))
     await ask(session, server, body, asked, now=lambda: clock.now() - start_s, deadline_s=REQUEST_S)
     return asked
 
 
-async def _measured(session: aiohttp.ClientSession, server: Server, first: Asked, clock: Clock) -> Server:
-    """The server with what it adds to each prompt. A second length shows whether the rest is a token a symbol."""
-    record, remarks = first.record, []
+async def _measured(session: aiohttp.ClientSession, server: Server, first: Asked) -> Server:
+    """The server with what it adds to each prompt, by its own count. Two lengths show whether the rest is a token a
+    symbol."""
+    remarks = []
     if not first.gave_ids:
-        remarks.append("it gives no token ids: every event with text counts as one token")
+        remarks.append("the server gives no token ids: every event with text counts as one token")
     for name, lack in (("ignore_eos", "answers may end early"), ("min_tokens", "answers may be shorter than asked")):
         if name not in server.extras:
-            remarks.append(f"it refuses {name}: {lack}")
-    if record.usage_prompt_tokens is None:
-        remarks.append("it reports no usage: token counts cannot be checked")
-        return dataclasses.replace(server, remarks=tuple(remarks))
-    second = (await _try(session, server, 2 * PROMPT_TOKENS, clock)).record
-    overhead = record.usage_prompt_tokens - PROMPT_TOKENS
-    constant = second.usage_prompt_tokens == 2 * PROMPT_TOKENS + overhead
-    if not constant and server.form is Form.TEXT:
+            remarks.append(f"the server refuses {name}: {lack}")
+    server = dataclasses.replace(server, remarks=tuple(remarks))
+    counts = [await _counted(session, server, length) for length in (PROMPT_TOKENS, 2 * PROMPT_TOKENS)]
+    short, long = counts
+    if short is None or long is None:
+        return server
+    overhead = short - PROMPT_TOKENS
+    if long - short != PROMPT_TOKENS and server.form is Form.TEXT:
         raise ConfigError(
             f"prompts of an exact token count cannot be made for {server.url}: it takes no token ids, and counts "
-            f"{record.usage_prompt_tokens} and {second.usage_prompt_tokens} tokens for {PROMPT_TOKENS} and "
-            f"{2 * PROMPT_TOKENS} common words"
+            f"{short} and {long} tokens for {PROMPT_TOKENS} and {2 * PROMPT_TOKENS} common words"
         )
-    known = constant and 0 <= overhead <= MOST_OVERHEAD_TOKENS
-    return dataclasses.replace(server, overhead_tokens=overhead if known else 0, remarks=tuple(remarks))
+    known = long - short == PROMPT_TOKENS and 0 <= overhead <= MOST_OVERHEAD_TOKENS
+    return dataclasses.replace(server, overhead_tokens=overhead if known else 0)
+
+
+async def _counted(session: aiohttp.ClientSession, server: Server, symbols: int) -> int | None:
+    """The prompt tokens that the server reports for so many symbols. Asked without streaming: some report usage only
+    then."""
+    request = Request(at_s=0.0, prompt_tokens=symbols, output_tokens=1)
+    prompts = Prompts(server, seed=symbols)
+    body = orjson.loads(prompts.body(prompts.symbols(0, request), 1))
+    del body["stream"], body["stream_options"]
+    try:
+        async with asyncio.timeout(REQUEST_S), session.post(server.url, json=body, headers=server.headers) as response:
+            count = (await response.json(content_type=None))["usage"]["prompt_tokens"]
+            return count if isinstance(count, int) else None
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError):
+        return None

@@ -159,7 +159,7 @@ def lower_is_better(key: str) -> bool | None:
 
 
 def verdict(key: str, ratio: Mapping[str, Any]) -> str:
-    """`better`, `worse`, `same` (no significant difference), `different` (in a measure without a sense), `unknown`."""
+    """`better`, `worse`, `same` (not significant), `different` (in a measure without a sense), `unknown`."""
     value, significant = ratio["ratio"], ratio["significant"]
     if value is None or significant is None:
         return "unknown"
@@ -177,7 +177,7 @@ def ratio_text(key: str, ratio: Mapping[str, Any]) -> str:
     if value is None:
         return MISSING
     between = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-    said = {"same": "no significant difference", "different": "", "unknown": "(interval unknown)"}
+    said = {"same": "not significant", "different": "", "unknown": "(interval unknown)"}
     found = verdict(key, ratio)
     return f"{value:.2f}×{between} {said.get(found, found)}".rstrip()
 

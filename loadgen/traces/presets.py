@@ -21,7 +21,7 @@ BURST_SHAPE = 1 / 36  # coefficient of variation 6
 STEP_RATES = (1.0, 3.0, 1.0)
 RAMP_GROWTH, RAMP_STAGE_S = 1.1, 30.0
 MOST_STAGES = 400  # 1.1 to this power is more requests than any trace may have
-USERS, REQUESTS_PER_USER = 8, 20
+USERS, REQUESTS_PER_USER, USERS_APART_S = 8, 20, 0.002
 TURNS, THINK_S = 4, 5.0
 SHARED_TOKENS = 512
 
@@ -121,14 +121,15 @@ def _sessions(name: str, seed: int, wanted: Wanted) -> Trace:
 
 def _closed(name: str, seed: int, wanted: Wanted) -> Trace:
     """--max-concurrency users, each asking again when it was answered. With --request-rate requests also wait for their
-    time in a Poisson schedule, as in `vllm bench serve`."""
+    time in a Poisson schedule, as in `vllm bench serve`; without it users come so far apart that sending keeps up."""
     users = wanted.users or USERS
     if wanted.rate_rps is None:
         if wanted.span_s is not None:
             raise ConfigError(f"{name}: how many requests --span holds is up to the server; give --num-prompts")
         if wanted.burstiness is not None:
             raise ConfigError(f"{name}: --burstiness is that of --request-rate, which is not given")
-        due_s, note = [0.0] * (wanted.requests or users * REQUESTS_PER_USER), f"seed {seed}"
+        count = wanted.requests or users * REQUESTS_PER_USER
+        due_s, note = [min(number, users - 1) * USERS_APART_S for number in range(count)], f"seed {seed}"
     else:
         due_s, note = _arrivals(wanted, seed, span_s=300.0)
     prompt_tokens, output_tokens = _lengths(wanted)

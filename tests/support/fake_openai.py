@@ -55,16 +55,17 @@ class Written:
 
 class FakeOpenAI:
     """`accepts_ids`: refuses prompts of ids else. `refuses`: fields that are answered with 400. `overhead_tokens`:
-    what it counts on top of each prompt. `has_models`: whether /v1/models answers."""
+    what it counts on top of each prompt. `has_models`: whether /v1/models answers. `counts_whole`: whether answers that
+    are not streamed have usage."""
 
     def __init__(
         self, script: Callable[[int], Script] = lambda number: Script(), *, accepts_ids: bool = True,
         refuses: tuple[str, ...] = (), overhead_tokens: int = 0, has_models: bool = True,
-        max_model_len: int | None = None, tokens_per_word: int = 1,
+        max_model_len: int | None = None, tokens_per_word: int = 1, counts_whole: bool = True,
     ) -> None:  # fmt: skip
         self._script, self._accepts_ids, self._refuses = script, accepts_ids, refuses
         self._overhead, self._has_models, self._max_model_len = overhead_tokens, has_models, max_model_len
-        self._tokens_per_word = tokens_per_word
+        self._tokens_per_word, self._counts_whole = tokens_per_word, counts_whole
         self.written: list[Written] = []
         self.url = ""
         self._loop = uvloop.new_event_loop()
@@ -127,8 +128,11 @@ class FakeOpenAI:
         prompt = body.get("prompt") or body["messages"][0]["content"]
         if isinstance(prompt, list) and not self._accepts_ids:
             return web.json_response({"error": {"message": "prompt: give a text"}}, status=422)
-        self.written.append(written)
         script = self._script(number)
+        if not body.get("stream"):
+            usage = {"usage": self._usage(prompt, script, int(body["max_tokens"]))} if self._counts_whole else {}
+            return web.json_response({"choices": [{"index": 0, "text": " a"}], **usage})
+        self.written.append(written)
         if script.status != 200:
             return web.json_response({"error": {"message": "scripted"}}, status=script.status)
         try:
@@ -171,14 +175,16 @@ class FakeOpenAI:
             written.event_s.append(time.monotonic())
             await self._event(response, {"choices": [{"index": 0, **content, **ids, "finish_reason": finish}]})
         if script.usage:
-            symbols = len(prompt) if isinstance(prompt, list) else len(prompt.split()) * self._tokens_per_word
-            usage = {
-                "prompt_tokens": symbols + self._overhead + script.prompt_off_by,
-                "completion_tokens": count + script.usage_off_by,
-            }
-            await self._event(response, {"choices": [], "usage": usage})
+            await self._event(response, {"choices": [], "usage": self._usage(prompt, script, count)})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    def _usage(self, prompt: Any, script: Script, count: int) -> dict[str, int]:
+        symbols = len(prompt) if isinstance(prompt, list) else len(prompt.split()) * self._tokens_per_word
+        return {
+            "prompt_tokens": symbols + self._overhead + script.prompt_off_by,
+            "completion_tokens": count + script.usage_off_by,
+        }
 
     async def _event(self, response: web.StreamResponse, content: dict[str, Any]) -> None:
         await response.write(b"data: " + json.dumps({"id": "x", "model": MODEL, **content}).encode() + b"\n\n")

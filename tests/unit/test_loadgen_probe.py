@@ -51,9 +51,14 @@ async def test_a_server_without_a_list_of_models_is_served_by_name() -> None:
         assert (await found(fake)).model == "default"
 
 
-async def test_no_usage_is_a_remark() -> None:
-    with FakeOpenAI(lambda number: Script(usage=False)) as fake:
-        assert any("usage" in remark for remark in (await found(fake)).remarks)
+async def test_a_server_that_counts_only_whole_answers_is_asked_for_one() -> None:
+    with FakeOpenAI(lambda number: Script(usage=False), accepts_ids=False, overhead_tokens=3) as fake:
+        assert (await found(fake)).overhead_tokens == 3
+
+
+async def test_a_server_that_never_counts_is_believed() -> None:
+    with FakeOpenAI(lambda number: Script(usage=False), counts_whole=False, overhead_tokens=3) as fake:
+        assert (await found(fake)).overhead_tokens == 0
 
 
 async def test_words_that_are_no_single_tokens_are_refused() -> None:

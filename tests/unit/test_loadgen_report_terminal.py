@@ -171,7 +171,7 @@ def test_a_comparison_shows_medians_over_runs_ratios_and_what_is_not_significant
         "TTFT median (ms)", "250.00", "375.00", "1.50× [1.40, 1.60] worse",
     ]  # fmt: skip
     itl = next(line for line in text.splitlines() if "ITL median" in line)
-    assert "1.01× [0.97, 1.05] no significant difference" in itl
+    assert "1.01× [0.97, 1.05] not significant" in itl
     assert "(3 runs, baseline)" in text and "(1 run)" in text
     assert "b is slower [than a]." in text and "Note: in turns" in text
 
