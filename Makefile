@@ -63,6 +63,9 @@ bench: model
 	$(BIN)/python -m tests.bench.idle
 	$(BIN)/python -m tests.bench.handoff
 	$(BIN)/python -m tests.bench.interference
+	$(BIN)/python -m tests.bench.client
+	$(BIN)/python -m loadgen compare --self --trace azure-conv
+	$(BIN)/python -m loadgen compare --self --trace azure-code
 
 # The torch build is chosen first; the second line then finds its pin satisfied. UCX is an extra of its own: without
 # its wheels the mesh moves KV over TCP.
