@@ -4,8 +4,10 @@ Exit codes: 0 a valid result, 2 a wrong option or a server that cannot be asked,
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -22,6 +24,8 @@ usage: python -m loadgen COMMAND [OPTION...]
 
 
 def main() -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
         exit_code = run(sys.argv[1:])
         sys.stdout.flush()
@@ -32,6 +36,11 @@ def main() -> int:
     except KeyboardInterrupt:
         print("loadgen: stopped", file=sys.stderr)
         return 130
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    """As an exception it passes through what stops the servers that were started."""
+    raise SystemExit(128 + number)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -61,7 +70,7 @@ def _compare(arguments: Sequence[str], console: Console) -> int:
 
 
 def _trace(arguments: Sequence[str], console: Console) -> int:
-    from loadgen.traces.command import run
+    from loadgen.trace_command import run
 
     return run(arguments, console)
 

@@ -7,7 +7,6 @@ With `--self` the targets are this mesh, disaggregated and colocated with equal 
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,29 +24,28 @@ from loadgen.record import Run
 from loadgen.report.comparison import print_comparison
 from loadgen.report.files import write_json
 from loadgen.report.groups import Entry
-from loadgen.report.page import write_page
+from loadgen.report.page import check_outputs, write_page
 from loadgen.rounds import Contest, alternate, connected
 from loadgen.targets import Target, serving
 from loadgen.traces import load
-from loadgen.traces.scale import fit
 from loadgen.traces.wanted import add_arguments
-from loadgen.watched import idle_speed
+from loadgen.watched import INVALID, idle_speed, suited
 from shared.errors import ConfigError
-from shared.runtime.options import Options
+from shared.runtime.options import Options, typed
+from shared.runtime.parsers import whole_number
 
-INVALID = 3  # exit code
-RUN_S, QUICK_S = 60.0, 20.0  # of a load that was not named
+REPEATS = 3
 
 Comparison = dict[str, Any]
 
 
 def compare(arguments: Sequence[str], console: Console) -> int:
     given = _options().read(arguments)
-    given.trace_given, given.trace = given.trace is not None, given.trace or "azure-conv"
     if given.own_mesh and given.targets:
         raise ConfigError("compare takes --self or targets, not both", param="self")
-    if given.quick:
-        given.repeats = 1
+    if given.slo:
+        Slo.parse(given.slo)
+    check_outputs(given.json, None, given.html)
     contest = own_modes.contest(given, console) if given.own_mesh else _contest(given, console)
     runs, contest = _run(contest, given, console)
     comparison = _compared(contest, runs, given)
@@ -72,29 +70,27 @@ def _contest(given: argparse.Namespace, console: Console) -> Contest:
     targets = [Target.parse(text) for text in given.targets]
     if len(targets) < 2 or len({target.name for target in targets}) < len(targets):
         raise ConfigError("compare needs --self, or at least two targets with different names", param="target")
-    if given.trace_given:
-        given.rate_scale, given.length_scale = given.rate_scale or 1.0, given.length_scale or 1.0
-        trace, slo = load.from_arguments(given), Slo.parse(given.slo) if given.slo else None
-    else:
-        with serving(targets[0], os.environ) as first:
-            server = connected(first, given, console)
-            trace, slo = load_for(server, given, console, span_s=QUICK_S if given.quick else RUN_S)
-    return Contest(targets=targets, environment=os.environ, trace=trace, slo=slo)
+    if given.trace:
+        slo = Slo.parse(given.slo) if given.slo else None
+        return Contest(targets=targets, trace=load.from_arguments(given), slo=slo)
+    with serving(targets[0]) as first:
+        server = connected(first, given, console)
+        trace, slo, idle = load_for(server, given, console)
+    return Contest(targets=targets, trace=trace, slo=slo, idle=idle)
 
 
 def _run(contest: Contest, given: argparse.Namespace, console: Console) -> tuple[dict[str, list[Run]], Contest]:
     """The runs of each target, and the contest with its trace as it was sent."""
     with ExitStack() as stack:
-        targets = [stack.enter_context(serving(target, contest.environment)) for target in contest.targets]
+        targets = [stack.enter_context(serving(target)) for target in contest.targets]
         servers = {target.name: connected(target, given, console) for target in targets}
-        shortest = min((s.max_model_len for s in servers.values() if s.max_model_len), default=None)
-        trace = fit(contest.trace, shortest) if shortest else contest.trace
-        idle = None
-        if contest.slo and contest.slo.splitwise:
+        trace = suited(contest.trace, list(servers.values()))
+        idle = contest.idle if contest.slo and contest.slo.splitwise else None
+        if contest.slo and contest.slo.splitwise and idle is None:
             idle = idle_speed(servers[targets[0].name], trace, console, deadline_s=given.deadline)
         runs = alternate(
-            targets, servers, trace, client_options.settings(given), repeats=given.repeats,
-            warmups=given.num_warmups, console=console,
+            targets, servers, trace, client_options.settings(given), warmups=given.num_warmups, console=console,
+            repeats=given.repeats or (1 if given.quick else REPEATS),
         )  # fmt: skip
     return runs, dataclasses.replace(contest, trace=trace, idle=idle)
 
@@ -130,11 +126,12 @@ def _options() -> Options:
         "--self", action="store_true", dest="own_mesh",
         help="this mesh, disaggregated and colocated with equal cores: is disaggregation worth it for this trace here?",
     )  # fmt: skip
-    options.add_argument("--quick", action="store_true", help="short, one run each, nothing tuned")
+    options.add_argument(
+        "--quick", action="store_true", help="short; one run each if --repeats is not given; nothing is tuned"
+    )
     options.add_argument("--mesh-options", default="", metavar="OPTIONS", help="with --self: for each `splitmesh up`")
-    options.add_argument("--repeats", type=client_options.whole(1), default=3, metavar="N", help="runs of each (3)")
+    options.add_argument("--repeats", type=typed(whole_number(1)), metavar="N", help="runs of each (default: 3)")
     add_arguments(options, required=False)
-    options.set_defaults(rate_scale=None, length_scale=None)
     client_options.add_arguments(options)
     group = options.add_argument_group("what is made of it")
     group.add_argument(

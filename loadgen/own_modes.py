@@ -23,13 +23,14 @@ from loadgen.bearable import beginning, load_for
 from loadgen.client import options as client_options
 from loadgen.measure.result import result
 from loadgen.measure.slo import Slo
+from loadgen.measure.splitwise import IdleSpeed
 from loadgen.report.measures import verdict
 from loadgen.rounds import Contest, alternate, connected
 from loadgen.targets import Target, serving
 from loadgen.traces.trace import Trace
 
 COLOCATED, DISAGGREGATED = "colocated", "disaggregated"
-RUN_S, SWEEP_S, QUICK_S = 120.0, 40.0, 20.0
+SWEEP_S = 30.0  # of each variant
 _NO_POOLS = ("--prompt-workers", "0", "--token-workers", "0")
 
 
@@ -47,8 +48,9 @@ class Variant:
 
 
 def variants(cores: int) -> list[Variant]:
-    """The first of each mode is its plainest."""
+    """The first of each mode is its plainest. All use the same number of cores, an even one."""
     each = max(1, cores // 2)
+    cores = 2 * each
     layouts: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         COLOCATED: [
             (f"1 worker, {cores} threads", ("--mixed-workers", "1", "--threads", str(cores))),
@@ -59,7 +61,7 @@ def variants(cores: int) -> list[Variant]:
     return [
         Variant(
             mode=mode,
-            label=f"{label}, {tokens:,} prompt tokens together",
+            label=f"{label}, batches of {tokens:,} tokens",
             options=(*(_NO_POOLS if mode == COLOCATED else ()), *options, "--max-num-batched-tokens", str(tokens)),
         )
         for mode, choices in layouts.items()
@@ -72,16 +74,16 @@ def contest(given: argparse.Namespace, console: Console) -> Contest:
     """The two winners, and a load that this machine can bear. Options that were given decide; the rest is measured."""
     more = shlex.split(given.mesh_options)
     chosen = {mode: next(v for v in _variants() if v.mode == mode) for mode in (COLOCATED, DISAGGREGATED)}
-    with serving(chosen[DISAGGREGATED].target(more), os.environ) as idle_mesh:
+    with serving(chosen[DISAGGREGATED].target(more)) as idle_mesh:
         server = connected(idle_mesh, given, console)
-        trace, slo = load_for(server, given, console, span_s=QUICK_S if given.quick else RUN_S)
+        trace, slo, idle = load_for(server, given, console)
     if not given.quick:
-        chosen = _sweep(beginning(trace, SWEEP_S), slo, given, more, console)
+        chosen = _sweep(beginning(trace, SWEEP_S), slo, idle, given, more, console)
     return Contest(
         targets=[chosen[mode].target(more) for mode in (COLOCATED, DISAGGREGATED)],
-        environment=os.environ,
         trace=trace,
         slo=slo,
+        idle=idle,
         notes=[f"{mode}: {variant.label}" for mode, variant in chosen.items()],
     )
 
@@ -91,20 +93,20 @@ def _variants() -> list[Variant]:
 
 
 def _sweep(
-    trace: Trace, slo: Slo, given: argparse.Namespace, more: Sequence[str], console: Console
+    trace: Trace, slo: Slo, idle: IdleSpeed, given: argparse.Namespace, more: Sequence[str], console: Console
 ) -> dict[str, Variant]:
     """The variant of each mode that meets the SLO for most requests; among equals the one with the shortest E2E."""
     table = Table(title=f"sweep: {len(trace.requests)} requests each, {slo.text}")
-    for heading in ("mode", "variant", "attainment", "TTFT P50 s", "TBT P99 s", "E2E mean s"):
+    for heading in ("mode", "variant", "SLO met", "TTFT P50 s", "TBT P99 s", "E2E s"):
         table.add_column(heading)
     best: dict[str, tuple[tuple[float, float], Variant]] = {}
     settings = client_options.settings(given)
     for variant in _variants():
-        with serving(variant.target(more), os.environ) as target:
+        with serving(variant.target(more)) as target:
             servers = {variant.mode: connected(target, given, console)}
             console.print(f"sweep: {variant.mode}, {variant.label}", highlight=False)
             runs = alternate([target], servers, trace, settings, repeats=1, warmups=given.num_warmups, console=console)
-        found: Any = result(runs[variant.mode][0], slo=slo, count_tolerance=given.count_tolerance)
+        found: Any = result(runs[variant.mode][0], slo=slo, idle=idle, count_tolerance=given.count_tolerance)
         cells = (found["ttft_s"]["p50"], found["itl_s"]["p99"], found["e2e_s"]["mean"])
         attained = found["attainment"] or 0.0
         table.add_row(variant.mode, variant.label, f"{attained:.0%}", *(f"{cell or 0:.3f}" for cell in cells))
@@ -123,6 +125,9 @@ TOLD = {
 
 def answer(comparison: dict[str, Any]) -> list[str]:
     """In sentences, of what is significant only."""
+    question = f"Is disaggregation worth it for {comparison['trace']} on this machine?"
+    if not all(one["valid"] for results in comparison["targets"].values() for one in results):
+        return [f"{question} It cannot be said: there are invalid runs."]
     ratios = comparison["ratios"][f"{DISAGGREGATED}/{COLOCATED}"]
     told: dict[str, list[str]] = {"better": [], "worse": []}
     for key, name in TOLD.items():
@@ -133,19 +138,26 @@ def answer(comparison: dict[str, Any]) -> list[str]:
         mode: float(np.mean([one["attainment"] or 0.0 for one in results]))
         for mode, results in comparison["targets"].items()
     }
-    attained = ratios.get("attainment")
-    word = verdict("attainment", attained) if attained else "same"
-    verdicts = {
-        "better": "Yes: it meets the SLO more often",
-        "worse": "No: it meets the SLO less often",
-    }
-    balance = "It depends on what you want" if told["better"] and told["worse"] else "There is little between them"
-    if word not in verdicts and bool(told["better"]) != bool(told["worse"]):
-        balance = "Yes" if told["better"] else "No"
-    shares = f"{kept[DISAGGREGATED]:.0%} of requests against {kept[COLOCATED]:.0%} colocated ({comparison['slo']})"
     lines = [
-        f"Is disaggregation worth it for {comparison['trace']} on this machine? {verdicts.get(word, balance)}.",
-        f"SLO met: {shares}.",
+        f"{question} {_verdict(ratios.get('attainment'), told)}.",
+        f"SLO {comparison['slo']} met by {kept[DISAGGREGATED]:.0%} of requests, colocated by {kept[COLOCATED]:.0%}.",
     ]
     lines += [f"{kind.capitalize()} than colocated: {', '.join(names)}." for kind, names in told.items() if names]
+    if len(comparison["targets"][COLOCATED]) == 1:
+        lines.append("One run of each does not show how much runs differ; --repeats 3 does.")
     return lines
+
+
+def _verdict(attainment: dict[str, Any] | None, told: dict[str, list[str]]) -> str:
+    """By the SLO if it tells the two apart, else by what else differs."""
+    match verdict("attainment", attainment) if attainment else "same":
+        case "better":
+            return "Yes: it meets the SLO more often"
+        case "worse":
+            return "No: it meets the SLO less often"
+        case _ if told["better"] and told["worse"]:
+            return "It depends on what you want"
+        case _ if told["better"] or told["worse"]:
+            return "Yes" if told["better"] else "No"
+        case _:
+            return "There is little between them"

@@ -7,6 +7,8 @@ Times are seconds since the start of the run, on one monotonic clock for all cli
 from dataclasses import dataclass, field
 from enum import Enum
 
+INTERRUPTED = "it was interrupted before its end"
+
 
 class Outcome(Enum):
     COMPLETED = "completed"  # the answer ended as it should
@@ -43,7 +45,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientProcess:
-    """How one client process fared. `cpu_share`: of one core, while it sent and received."""
+    """How one client process fared. `cpu_share`: of one core, at its busiest."""
 
     requests: int
     cpu_share: float
@@ -74,3 +76,7 @@ class Run:
     notes: list[str] = field(default_factory=list)  # what was done to the trace, what the server could not do
     invalid_reasons: list[str] = field(default_factory=list)
     started: str = ""  # UTC, ISO 8601
+
+    @property
+    def interrupted(self) -> bool:
+        return INTERRUPTED in self.invalid_reasons

@@ -3,52 +3,50 @@
 options → trace → server: probed, warm, its idle speed if asked → client processes → records → measures → reports
 """
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from loadgen.client import options as client_options
 from loadgen.client.connect import connect
+from loadgen.goodput import check as check_rate
 from loadgen.goodput import find_goodput
-from loadgen.measure.result import result
+from loadgen.measure.result import Result, result
 from loadgen.measure.slo import Slo
 from loadgen.record import Run
 from loadgen.report.files import write_json, write_records
 from loadgen.report.groups import Entry
-from loadgen.report.page import write_page
+from loadgen.report.page import check_outputs, write_page
 from loadgen.report.summary import print_summary
 from loadgen.traces import load
-from loadgen.traces.scale import fit
 from loadgen.traces.trace import Trace
 from loadgen.traces.wanted import add_arguments
-from loadgen.watched import idle_speed, replay_watched, warm_up
+from loadgen.watched import INVALID, idle_speed, replay_watched, suited, warm_up
 from shared.errors import ConfigError
 from shared.runtime.options import Options
-
-INVALID = 3  # exit code
 
 
 def replay(arguments: Sequence[str], console: Console) -> int:
     given = _options().read(arguments)
     slo = Slo.parse(given.slo) if given.slo else None
-    if given.find_goodput and slo is None:
-        raise ConfigError("--find-goodput needs --slo: goodput is the rate at which it is met", param="slo")
     trace = load.from_arguments(given)
-    server = connect(given.base_url, given, patience_s=given.ready_check_timeout_sec)
-    trace = fit(trace, server.max_model_len) if server.max_model_len else trace
+    _check(given, trace)
+    with console.status(f"asking {given.base_url} what it can ..."):
+        server = connect(given.base_url, given, patience_s=given.ready_check_timeout_sec)
+    trace = suited(trace, [server])
     settings = client_options.settings(given, stop_when_saturated=given.stop_when_saturated)
     warm_up(server, trace, given.num_warmups, console, deadline_s=given.deadline)
     idle = idle_speed(server, trace, console, deadline_s=given.deadline) if slo and slo.splitwise else None
 
-    def measure(one: Trace) -> tuple[Run, dict[str, Any]]:
+    def measure(one: Trace) -> tuple[Run, Result]:
         run = replay_watched(server, one, settings, console, title=one.name)
         return run, result(run, slo=slo, idle=idle, seed=given.seed, count_tolerance=given.count_tolerance)
 
     run, measured = measure(trace)
-    if given.find_goodput and not run.invalid_reasons:
-        measured["goodput_search"] = find_goodput(trace, measured, lambda one: measure(one)[1], console.print)
+    if given.find_goodput and measured["valid"]:
+        measured["goodput_search"] = _goodput(trace, measured, measure, console)
     print_summary(measured, console)
     if given.json:
         write_json(given.json, measured)
@@ -57,6 +55,33 @@ def replay(arguments: Sequence[str], console: Console) -> int:
     if given.html:
         write_page(given.html, [Entry(target=server.base_url, result=measured, run=run)])
     return 0 if measured["valid"] else INVALID
+
+
+def _check(given: argparse.Namespace, trace: Trace) -> None:
+    """What would otherwise be found out when everything is measured."""
+    if given.find_goodput:
+        check_rate(trace)
+        if not given.slo:
+            raise ConfigError("--find-goodput needs --slo: goodput is the rate at which it is met", param="slo")
+    check_outputs(given.json, given.records, given.html)
+
+
+def _goodput(
+    trace: Trace, first: Result, measure: Callable[[Trace], tuple[Run, Result]], console: Console
+) -> Result | None:
+    """None when Ctrl-C ended it: the first result is worth more than the search."""
+
+    def uninterrupted(one: Trace) -> Result:
+        run, found = measure(one)
+        if run.interrupted:
+            raise KeyboardInterrupt
+        return found
+
+    try:
+        return find_goodput(trace, first, uninterrupted, console.print)
+    except KeyboardInterrupt:
+        console.print("the search for goodput was interrupted; this is the run at the given rate")
+        return None
 
 
 def _options() -> Options:

@@ -24,11 +24,10 @@ IDLE_SHARE = 0.1  # of a core: what a target may use while another one is measur
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """What is compared under which load. The first target is what the others are measured against. `environment`: of
-    the targets that are started. `idle`: what Splitwise's slow-downs are taken over."""
+    """What is compared under which load. The first target is what the others are measured against. `idle`: what
+    Splitwise's slow-downs are taken over, once it was measured."""
 
     targets: Sequence[Target]
-    environment: Mapping[str, str]
     trace: Trace
     slo: Slo | None
     idle: IdleSpeed | None = None
@@ -45,7 +44,8 @@ def alternate(
     targets: Sequence[Serving], servers: Mapping[str, Server], trace: Trace, settings: Settings, *, repeats: int,
     warmups: int, console: Console,
 ) -> dict[str, list[Run]]:  # fmt: skip
-    """Runs by target, `repeats` each. Prompts differ from repeat to repeat and are the same for all targets."""
+    """Runs by target, `repeats` each, or as many whole rounds as there were before Ctrl-C. Prompts differ from repeat
+    to repeat and are the same for all targets. Raises KeyboardInterrupt when no round is whole."""
     runs: dict[str, list[Run]] = {target.name: [] for target in targets}
     for target in targets:
         warm_up(servers[target.name], trace, warmups, console, deadline_s=settings.deadline_s)
@@ -55,11 +55,19 @@ def alternate(
             title = f"run {repeat + 1} of {repeats}, {target.name}"
             before = {other.name: other.cpu_s() for other in targets if other is not target}
             run = replay_watched(servers[target.name], trace, own, console, title=title)
+            if run.interrupted:
+                return _whole_rounds(runs, repeat)
             notes = [note for other in targets if (note := _not_idle(other, before.get(other.name), run))]
             runs[target.name].append(dataclasses.replace(run, target=target.name, notes=[*run.notes, *notes]))
             for one in targets:
                 one.check()
     return runs
+
+
+def _whole_rounds(runs: dict[str, list[Run]], rounds: int) -> dict[str, list[Run]]:
+    if rounds == 0:
+        raise KeyboardInterrupt
+    return {name: own[:rounds] for name, own in runs.items()}
 
 
 def _not_idle(other: Serving, before_s: float | None, run: Run) -> str | None:

@@ -4,12 +4,13 @@ A command names its port as `{port}`; its output goes to a file that is read whe
 Ctrl-C would stop it.
 """
 
+import os
 import shlex
 import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ STOP_WITHIN_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Either `url` or `command` is given. `environment`: on top of ours."""
+    """Either `url` or `command` is given."""
 
     name: str
     url: str | None = None
@@ -75,7 +76,7 @@ class Serving:
 
 
 @contextmanager
-def serving(target: Target, environment: Mapping[str, str]) -> Iterator[Serving]:
+def serving(target: Target) -> Iterator[Serving]:
     """The target, started if it is a command; whether it answers yet is for the caller to find out."""
     if target.url is not None:
         yield Serving(target, target.url, None, None)
@@ -87,9 +88,8 @@ def serving(target: Target, environment: Mapping[str, str]) -> Iterator[Serving]
         with log.open("wb") as output:
             try:
                 process = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-                    env=dict(environment),
-                )  # fmt: skip
+                    argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                )
             except OSError as error:
                 raise ConfigError(f"target {target.name}: cannot start {argv[0]}: {error.strerror}") from error
         try:
@@ -99,7 +99,8 @@ def serving(target: Target, environment: Mapping[str, str]) -> Iterator[Serving]
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Ask, then make sure; none of its descendants is left."""
+    """Ask, then make sure; none of its descendants is left. Ctrl-C waits until that is so."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     family: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
@@ -108,9 +109,12 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
             process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_WITHIN_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.kill()
+    signal.signal(signal.SIGINT, before)
 
 
 def _free_port() -> int:

@@ -1,18 +1,22 @@
 """A replay that people can watch, and what comes before it: warm-up requests, the speed of the idle server."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from rich.console import Console
 
 from loadgen.client.connect import ask_alone
 from loadgen.client.fleet import Progress, Settings, replay
+from loadgen.client.sender import RECENT
 from loadgen.client.server import Server
 from loadgen.measure.splitwise import IdleSpeed
 from loadgen.record import Record, Run
-from loadgen.report.live import Progress as View
-from loadgen.report.live import Snapshot
+from loadgen.report.live import LiveView, Snapshot
+from loadgen.traces.scale import fit, lengthen
 from loadgen.traces.trace import Request, Trace
 
-RECENT = 200  # answers and gaps whose medians are shown
+INVALID = 3  # exit code of a command whose result must not be trusted
+
 IDLE_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the trace's prompt lengths
 IDLE_ROUNDS = 3
 IDLE_TOKENS = 16
@@ -22,8 +26,15 @@ def replay_watched(server: Server, trace: Trace, settings: Settings, console: Co
     console.print(
         f"{title}: {len(trace.requests):,} requests over {trace.span_s:,.0f} s to {server.base_url}", highlight=False
     )
-    with View(console) as view:
+    with LiveView(console) as view:
         return replay(server, trace, settings, lambda progress: view.update(snapshot(progress, trace)))
+
+
+def suited(trace: Trace, servers: Sequence[Server]) -> Trace:
+    """What all the servers can be asked: within their contexts, and longer than what they add to each prompt."""
+    contexts = [server.max_model_len for server in servers if server.max_model_len]
+    trace = fit(trace, min(contexts)) if contexts else trace
+    return lengthen(trace, 1 + max(server.overhead_tokens for server in servers))
 
 
 def warm_up(server: Server, trace: Trace, count: int, console: Console, *, deadline_s: float) -> None:
@@ -63,11 +74,11 @@ def snapshot(progress: Progress, trace: Trace) -> Snapshot:
     elif ended:
         left_s = progress.elapsed_s * (progress.total - ended) / ended
     return Snapshot(
-        sent=sent, running=sent - ended, done=done, failed=failed, total=progress.total,
-        ttft_p50_s=_median(progress.ttft_s), tbt_p50_s=_median(progress.gap_s), elapsed_s=progress.elapsed_s,
+        prepared=progress.prepared, sent=sent, running=sent - ended, done=done, failed=failed, total=progress.total,
+        ttft_p50_s=_median(progress.ttft_s[-RECENT:]), tbt_p50_s=_median(progress.gap_s), elapsed_s=progress.elapsed_s,
         left_s=left_s,
     )  # fmt: skip
 
 
-def _median(values: list[float]) -> float | None:
-    return float(np.median(values[-RECENT:])) if values else None
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None

@@ -5,6 +5,7 @@ Each chunk is stamped when the event loop hands it over, before anything is pars
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from loadgen.record import Outcome, Record
 
 _JSON = {"Content-Type": "application/json"}
 ERROR_CHARACTERS = 200
+REST_S = 0.1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,14 +48,20 @@ async def ask(
                     _refused(record, await response.text(errors="replace"))
                     return
                 await _read(response, asked, now)
+                await _rest(response)
+    except aiohttp.ServerTimeoutError as error:  # a TimeoutError too, but not ours
+        _broke(record, error)
     except TimeoutError:
-        if record.done_s is None:
+        if record.outcome is not Outcome.COMPLETED:
             record.error = f"no end within the deadline of {deadline_s:g} s"
     except (aiohttp.ClientError, OSError) as error:
-        if record.done_s is None:
-            record.error = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if record.done_s is not None and record.error is None:
-        record.outcome = Outcome.COMPLETED
+        _broke(record, error)
+
+
+def _broke(record: Record, error: Exception) -> None:
+    """The connection, that is; after the end of the answer it harms nobody."""
+    if record.outcome is not Outcome.COMPLETED:
+        record.error = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _refused(record: Record, answer: str) -> None:
@@ -68,7 +76,7 @@ def _refused(record: Record, answer: str) -> None:
 
 
 async def _read(response: aiohttp.ClientResponse, asked: Asked, now: Callable[[], float]) -> None:
-    """Server-sent events until `[DONE]`, then what is left of the body, so that the connection can be used again."""
+    """Server-sent events until `[DONE]`, an error, or the end of the stream."""
     record, rest = asked.record, b""
     async for chunk in response.content.iter_any():
         at_s = now()
@@ -76,15 +84,23 @@ async def _read(response: aiohttp.ClientResponse, asked: Asked, now: Callable[[]
         for event in events:
             data = _data(event)
             if data == b"[DONE]":
-                record.done_s = at_s
-            elif data:
+                record.done_s, record.outcome = at_s, Outcome.COMPLETED
+                return
+            if data:
                 _take_raw(data, asked, at_s)
             if record.error is not None:
                 return
-    if record.done_s is None and record.finish is not None:
-        record.done_s = now()
-    elif record.done_s is None:
+    if record.finish is not None:
+        record.done_s, record.outcome = now(), Outcome.COMPLETED
+    else:
         record.error = f"the stream broke off after {record.tokens} tokens"
+
+
+async def _rest(response: aiohttp.ClientResponse) -> None:
+    """Read to the end of the body, which is about here, so that the connection can be used again."""
+    with suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(REST_S):
+            await response.content.read()
 
 
 def _take_raw(data: bytes, asked: Asked, at_s: float) -> None:

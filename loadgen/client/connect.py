@@ -1,4 +1,4 @@
-"""From a URL to a server that is ready to be measured: it answers, it was probed, it is warm.
+"""From a URL to a server that can be measured: it answers, and it was asked what it can.
 
 Runs in the command's own process: one request at a time does not need another.
 """

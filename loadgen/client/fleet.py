@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,12 +18,12 @@ from multiprocessing.process import BaseProcess
 from loadgen.client.process import Ended, Prepared, Share, Stop, main
 from loadgen.client.queues import QueueWatch
 from loadgen.client.saturation import Saturation
-from loadgen.client.sender import Numbered, Tally
+from loadgen.client.sender import RECENT, Numbered, Tally
 from loadgen.client.server import Server
-from loadgen.record import Record, Run
+from loadgen.record import INTERRUPTED, Record, Run
 from loadgen.traces.trace import Trace
 from shared.clock import Clock, SystemClock
-from shared.errors import MeshError
+from shared.errors import ConfigError, MeshError
 
 EVENTS_PER_PROCESS_S = 10_000  # what one client process surely bears; see tests/bench/client.py
 START_IN_S = 0.3
@@ -47,7 +48,8 @@ class Settings:
 
 @dataclass(slots=True)
 class Progress:
-    """What a view can show. Latencies are of the answers that have ended, in the order in which they did."""
+    """What a view can show. Latencies are of the answers that have ended, in the order in which they did; of gaps only
+    the last."""
 
     total: int
     prepared: int = 0
@@ -55,12 +57,12 @@ class Progress:
     elapsed_s: float = 0.0
     tallies: dict[int, Tally] = field(default_factory=dict)
     ttft_s: list[float] = field(default_factory=list)
-    gap_s: list[float] = field(default_factory=list)
+    gap_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def add(self, process: int, tally: Tally) -> None:
         self.tallies[process] = tally
         self.ttft_s += tally.ttft_s
-        self.gap_s += tally.gap_s
+        self.gap_s.extend(tally.gap_s)
 
     def count(self, name: str) -> int:
         """Of "sent", "done" or "failed"."""
@@ -71,7 +73,10 @@ Show = Callable[[Progress], None]
 
 
 def replay(server: Server, trace: Trace, settings: Settings, show: Show = lambda progress: None) -> Run:
-    """Send the trace to the server and return what came of it. Ctrl-C ends it early; the run then says so."""
+    """Send the trace to the server and return what came of it. Ctrl-C ends it early; the run then says so. Raises
+    ConfigError when the warm-up leaves nothing to measure."""
+    if settings.warmup_s and settings.warmup_s >= trace.span_s:
+        raise ConfigError(f"--warmup {settings.warmup_s:g}: the last request is due at {trace.span_s:.1f} s already")
     clock = SystemClock()
     shares = [
         Share(
@@ -87,8 +92,11 @@ def replay(server: Server, trace: Trace, settings: Settings, show: Show = lambda
 
 
 def processes_needed(trace: Trace) -> int:
+    """For the tokens that a schedule asks for; users who wait for their answers ask for no rate."""
+    if not trace.open_loop:
+        return 1
     tokens_per_s = sum(request.output_tokens for request in trace.requests) / max(1.0, trace.span_s)
-    return max(1, min(math.ceil(tokens_per_s / EVENTS_PER_PROCESS_S), (os.cpu_count() or 2) - 1))
+    return max(1, min(math.ceil(tokens_per_s / EVENTS_PER_PROCESS_S), len(os.sched_getaffinity(0)) - 1))
 
 
 def split(trace: Trace, parts: int) -> list[list[Numbered]]:
@@ -138,30 +146,34 @@ class _Fleet:
         try:
             self._watch(saturation)
         except KeyboardInterrupt:
-            reasons.append("it was interrupted before its end")
+            reasons.append(INTERRUPTED)
             self._tell(Stop.ALL)
             self._watch(None)
         finally:
             queues = watch.close()
         notes = list(trace.notes + server.remarks)
         records = sorted((r for ended in self._ended for r in ended.records), key=lambda record: record.index)
+        scheduled = len(trace.requests)
         if saturation and saturation.since_s is not None:
-            notes.append(f"stopped at saturation, {saturation.since_s:.0f} s into the schedule")
-            records = [record for record in records if record.sent_s is not None]
+            notes.append(
+                f"stopped at saturation, {saturation.since_s:.0f} s into the schedule; what follows is no miss"
+            )
+            scheduled = min((record.index for record in records if record.sent_s is None), default=scheduled)
+            records = records[:scheduled]
         return Run(
             target=server.base_url, model=server.model, trace=trace.name, schedule_sha256=trace.sha256,
-            scheduled=len(records) if saturation else len(trace.requests), records=records,
+            scheduled=scheduled, records=records,
             window_s=_window_s(records, settings.warmup_s), clients=[ended.process for ended in self._ended],
             queues=queues, notes=notes, invalid_reasons=reasons, started=started,
         )  # fmt: skip
 
     def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
         for process in self._processes:
             if len(self._ended) < len(self._processes):
-                process.terminate()
+                process.kill()
             process.join(5.0)
+        for pipe in self._pipes:
+            pipe.close()
 
     def _watch(self, saturation: Saturation | None) -> None:
         while self._pipes:

@@ -8,7 +8,10 @@ from typing import Any
 
 from loadgen.client.fleet import Settings
 from loadgen.client.server import COMPLETIONS
+from loadgen.traces.wanted import at_least_zero
 from shared.errors import ConfigError
+from shared.runtime.options import typed
+from shared.runtime.parsers import seconds, whole_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,23 +23,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--header", action="append", default=[], metavar="KEY=VALUE", help="HTTP header; repeatable")
     group.add_argument("--extra-body", metavar="JSON", help="an object of fields that every request gets on top")
-    group.add_argument("--num-warmups", type=whole(0), default=2, metavar="N", help="requests before (default: 2)")
     group.add_argument(
-        "--warmup", type=seconds, default=0.0, metavar="S", help="what is due in the first S seconds is not measured"
+        "--num-warmups", type=typed(whole_number(0)), default=2, metavar="N", help="requests before (default: 2)"
     )
     group.add_argument(
-        "--deadline", type=positive_seconds, default=600.0, metavar="S", help="of a request, from its due time (600)"
+        "--warmup",
+        type=typed(at_least_zero),
+        default=0.0,
+        metavar="S",
+        help="what is due in the first S seconds is not measured",
     )
     group.add_argument(
-        "--drain", type=seconds, default=600.0, metavar="S", help="how long to wait after the last was sent (600)"
+        "--deadline", type=typed(seconds), default=600.0, metavar="S", help="of a request, from its due time (600)"
     )
-    group.add_argument("--client-processes", type=whole(1), metavar="N", help="default: as many as the tokens need")
     group.add_argument(
-        "--count-tolerance", type=share, default=0.0, metavar="X",
+        "--drain",
+        type=typed(at_least_zero),
+        default=600.0,
+        metavar="S",
+        help="how long to wait after the last was sent (600)",
+    )
+    group.add_argument(
+        "--client-processes", type=typed(whole_number(1)), metavar="N", help="default: as many as the tokens need"
+    )
+    group.add_argument(
+        "--count-tolerance", type=typed(share), default=0.0, metavar="X",
         help="share of requests whose token counts may differ from usage before the run is invalid (default: 0)",
     )  # fmt: skip
     group.add_argument(
-        "--ready-check-timeout-sec", type=seconds, default=0.0, metavar="S", help="wait so long for the server to come"
+        "--ready-check-timeout-sec",
+        type=typed(at_least_zero),
+        default=0.0,
+        metavar="S",
+        help="wait so long for the server to come",
     )
 
 
@@ -69,32 +88,8 @@ def extra_body(given: argparse.Namespace) -> dict[str, Any]:
     return body
 
 
-def seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: expected seconds, 0 or more")
-    return value
-
-
-def positive_seconds(text: str) -> float:
-    value = seconds(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("expected more than 0 seconds")
-    return value
-
-
 def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a share from 0 to 1")
+    value = at_least_zero(text)
+    if value > 1:
+        raise ValueError("give a share from 0 to 1")
     return value
-
-
-def whole(least: int) -> Any:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text}: expected a whole number from {least}")
-        return value
-
-    return number

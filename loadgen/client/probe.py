@@ -17,7 +17,7 @@ import orjson
 from loadgen.client.ask import Asked, ask
 from loadgen.client.prompts import WORDS, Prompts
 from loadgen.client.server import Form, Server
-from loadgen.record import Outcome, Record
+from loadgen.record import Record
 from loadgen.traces.trace import Request
 from shared.clock import Clock
 from shared.errors import ConfigError
@@ -25,6 +25,10 @@ from shared.errors import ConfigError
 PROMPT_TOKENS, OUTPUT_TOKENS = 24, 4
 MOST_OVERHEAD_TOKENS = 512
 REQUEST_S = 60.0
+_CLOSED = (401, 403, 404)
+_REFUSED = (400, 413, 415, 422)
+_NOT_SO = (*_REFUSED, 500, 501)  # some answer with a bug of theirs to what they do not know
+_GATEWAY = (502, 503, 504)  # somebody answers for a server that does not yet
 RETRY_S = 0.2
 
 # Token ids that mean plain text in every vocabulary of this size; the second is for models of bytes.
@@ -40,30 +44,42 @@ async def probe(
     session: aiohttp.ClientSession, base_url: str, *, endpoint: str, model: str | None, clock: Clock,
     headers: Mapping[str, str], extra_body: Mapping[str, Any],
 ) -> Server:  # fmt: skip
-    """Raises ConfigError when nothing answers there, or when it cannot be asked in any way we know."""
-    named, max_model_len = await _model(session, base_url, headers)
+    """Raises ConfigError when the server lets nobody in, or refuses every way of asking. One that fails otherwise is
+    asked the best way: its failures are for the run to measure."""
+    named, max_model_len = await _model(session, base_url, headers, model)
     server = Server(
         base_url=base_url, endpoint=endpoint, model=model or named or "default", max_model_len=max_model_len,
         form=Form.TEXT, symbols=(0, len(WORDS)), extra_body=extra_body, headers=headers,
     )  # fmt: skip
-    ways = [way for way in _WAYS if way[0] is Form.TEXT or not server.chat]
-    refusal = ""
-    for form, symbols in ways:
-        for extras in _EXTRAS:
-            tried = dataclasses.replace(server, form=form, symbols=symbols, extras=extras)
-            asked = await _try(session, tried, clock)
-            if asked.record.outcome is Outcome.COMPLETED:
-                return await _measured(session, tried, asked)
-            refusal = refusal or asked.record.error or ""
-            if asked.record.status in (401, 403, 404):
-                raise ConfigError(f"{tried.url} refuses: {asked.record.error}", param="base_url")
-    raise ConfigError(f"{server.url} answers no request that it was tried with; the first said: {refusal}")
+    ways = [
+        dataclasses.replace(server, form=form, symbols=symbols, extras=extras)
+        for form, symbols in _WAYS
+        if form is Form.TEXT or not server.chat
+        for extras in _EXTRAS
+    ]
+    first: Record | None = None
+    for way in ways:
+        asked = await _try(session, way, clock)
+        if asked.record.status == 0:  # a connection that broke says nothing about the way of asking
+            asked = await _try(session, way, clock)
+        record = asked.record
+        if record.status == 200:
+            return await _measured(session, way, asked)
+        if record.status in _CLOSED:
+            raise ConfigError(f"{way.url} refuses: {record.error}", param="base_url")
+        first = first or record
+        if record.status not in _NOT_SO:
+            break
+    assert first is not None
+    if first.status in _REFUSED:
+        raise ConfigError(f"{server.url} refuses every way of asking; the first it refused with {first.error}")
+    return dataclasses.replace(ways[0], remarks=(f"the server failed when it was asked what it can: {first.error}",))
 
 
 async def wait_until_served(
     session: aiohttp.ClientSession, base_url: str, *, patience_s: float, clock: Clock, check: Callable[[], None]
 ) -> None:
-    """Until /v1/models answers below 500 and /ready, if there is one, is not 503. `check` raises when waiting is in
+    """Until /v1/models answers and /ready, if there is one, is not 503. `check` raises when waiting is in
     vain. Raises ConfigError after `patience_s`."""
     end_s = clock.now() + patience_s
     while True:
@@ -80,7 +96,7 @@ async def _not_served(session: aiohttp.ClientSession, base_url: str) -> str | No
     try:
         async with asyncio.timeout(5.0):
             async with session.get(base_url + "/v1/models") as response:
-                if response.status >= 500:
+                if response.status in _GATEWAY:
                     return f"HTTP {response.status}"
             async with session.get(base_url + "/ready") as response:
                 return "it is not ready yet" if response.status == 503 else None
@@ -89,14 +105,15 @@ async def _not_served(session: aiohttp.ClientSession, base_url: str) -> str | No
 
 
 async def _model(
-    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]
+    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], wanted: str | None
 ) -> tuple[str | None, int | None]:
-    """Name and context length of the first model; None for what the server does not tell."""
+    """Name and context length of the model that is wanted, or the first; None for what the server does not tell."""
     try:
         async with session.get(base_url + "/v1/models", headers=headers) as response:
-            card = (await response.json(content_type=None))["data"][0]
-            limit = card.get("max_model_len")
-            return str(card["id"]), limit if isinstance(limit, int) else None
+            cards = (await response.json(content_type=None))["data"]
+            card = next((card for card in cards if card["id"] == wanted), None) if wanted else cards[0]
+            limit = card.get("max_model_len") if card else None
+            return (str(card["id"]) if card else None), limit if isinstance(limit, int) else None
     except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return None, None
 
@@ -120,18 +137,17 @@ async def _measured(session: aiohttp.ClientSession, server: Server, first: Asked
         if name not in server.extras:
             remarks.append(f"the server refuses {name}: {lack}")
     server = dataclasses.replace(server, remarks=tuple(remarks))
-    counts = [await _counted(session, server, length) for length in (PROMPT_TOKENS, 2 * PROMPT_TOKENS)]
-    short, long = counts
+    short, long = [await _counted(session, server, length) for length in (PROMPT_TOKENS, 2 * PROMPT_TOKENS)]
     if short is None or long is None:
         return server
     overhead = short - PROMPT_TOKENS
-    if long - short != PROMPT_TOKENS and server.form is Form.TEXT:
-        raise ConfigError(
-            f"prompts of an exact token count cannot be made for {server.url}: it takes no token ids, and counts "
-            f"{short} and {long} tokens for {PROMPT_TOKENS} and {2 * PROMPT_TOKENS} common words"
-        )
-    known = long - short == PROMPT_TOKENS and 0 <= overhead <= MOST_OVERHEAD_TOKENS
-    return dataclasses.replace(server, overhead_tokens=overhead if known else 0)
+    if long - short == PROMPT_TOKENS and 0 <= overhead <= MOST_OVERHEAD_TOKENS:
+        return dataclasses.replace(server, overhead_tokens=overhead)
+    odd = (
+        f"the server counts {short} and {long} tokens for {PROMPT_TOKENS} and {2 * PROMPT_TOKENS} "
+        f"{'token ids' if server.form is Form.IDS else 'common words'}: prompts have no exact length"
+    )
+    return dataclasses.replace(server, remarks=(*server.remarks, odd))
 
 
 async def _counted(session: aiohttp.ClientSession, server: Server, symbols: int) -> int | None:

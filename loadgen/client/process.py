@@ -25,6 +25,7 @@ from shared.runtime.supervise import Supervisor
 
 TELL_EVERY_S = 0.5
 LOOK_EVERY_S = 0.05
+SHARE_OVER_S = 2.0
 READ_BUFFER_BYTES = 1 << 20
 
 
@@ -73,16 +74,16 @@ async def _run(supervisor: Supervisor, share: Share, command: Connection) -> Non
     sender.prepare(lambda done: command.send(Prepared(prompts=done)) if done % 500 == 0 else None)
     command.send(Prepared(prompts=len(share.requests)))
     start_s = command.recv()
-    telling = supervisor.spawn(_converse(sender, command), name="progress")
+    usage = Usage()
+    telling = supervisor.spawn(_converse(sender, command, usage), name="progress")
     gc.collect()
     gc.freeze()
     gc.disable()
-    used_s, began_s = _cpu_s(), clock.now()
+    usage.note(clock.now())
     async with open_session() as session:
         await sender.run(session, start_s)
-    process = ClientProcess(
-        requests=len(share.requests), cpu_share=(_cpu_s() - used_s) / max(1e-3, clock.now() - began_s)
-    )
+    usage.note(clock.now())
+    process = ClientProcess(requests=len(share.requests), cpu_share=usage.largest_share())
     telling.cancel()
     command.send(sender.tally.taken())
     command.send(Ended(records=list(sender.records.values()), process=process))
@@ -97,7 +98,7 @@ def open_session() -> aiohttp.ClientSession:
     )
 
 
-async def _converse(sender: Sender, command: Connection) -> None:
+async def _converse(sender: Sender, command: Connection, usage: "Usage") -> None:
     told_s = sender.now()
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
@@ -105,9 +106,33 @@ async def _converse(sender: Sender, command: Connection) -> None:
             sender.stop(drain=command.recv() is Stop.SENDING)
         if sender.now() - told_s >= TELL_EVERY_S:
             told_s = sender.now()
+            usage.note(SystemClock().now())
             command.send(sender.tally.taken())
 
 
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+class Usage:
+    """Processor time of this process, noted now and then."""
+
+    def __init__(self) -> None:
+        self._notes: list[tuple[float, float]] = []
+
+    def note(self, at_s: float) -> None:
+        self._notes.append((at_s, cpu_s()))
+
+    def largest_share(self) -> float:
+        """Of one core, in any SHARE_OVER_S seconds; over everything if that was shorter. An average would forget a busy
+        beginning during a long wait for the last answer."""
+        begin = 0
+        shares: list[float] = []
+        for at_s, used_s in self._notes[1:]:
+            while at_s - self._notes[begin + 1][0] >= SHARE_OVER_S:
+                begin += 1
+            since_s, before_s = self._notes[begin]
+            if at_s - since_s >= SHARE_OVER_S or (at_s == self._notes[-1][0] and not shares):
+                shares.append((used_s - before_s) / max(1e-3, at_s - since_s))
+        return max(shares, default=0.0)
+
+
+def cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

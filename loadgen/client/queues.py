@@ -1,5 +1,6 @@
 """The server's own word on its queues, asked once a second: what waits, what runs. Without metrics it says nothing."""
 
+import http.client
 import re
 import threading
 import urllib.request
@@ -36,7 +37,9 @@ class QueueWatch:
             try:
                 with urllib.request.urlopen(self._request, timeout=ANSWER_WITHIN_S) as answer:
                     text = answer.read().decode(errors="replace")
-            except (OSError, ValueError):
+            except TimeoutError:  # busy: it may answer later
+                continue
+            except (OSError, ValueError, http.client.HTTPException):
                 return
             sample = parse(text, self._clock.now() - self._start_s)
             if sample is None:

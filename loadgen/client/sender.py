@@ -24,11 +24,12 @@ from shared.tasks import Spawn
 
 Numbered = tuple[int, Request]  # number in the trace
 LOOK_EVERY_S = 0.1
+RECENT = 200  # gaps whose median is shown
 
 
 @dataclass(slots=True)
 class Tally:
-    """What the live view shows; `ttft_s` and `gap_s` hold what came since it was last taken."""
+    """What the live view shows; `ttft_s` and the last of `gap_s` are of what ended since it was last taken."""
 
     sent: int = 0
     done: int = 0
@@ -44,7 +45,7 @@ class Tally:
             self.gap_s += map(operator.sub, record.event_s[1:], record.event_s)
 
     def taken(self) -> "Tally":
-        now = Tally(self.sent, self.done, self.failed, self.ttft_s, self.gap_s)
+        now = Tally(self.sent, self.done, self.failed, self.ttft_s, self.gap_s[-RECENT:])
         self.ttft_s, self.gap_s = [], []
         return now
 
@@ -152,7 +153,7 @@ class Sender:
             task.cancel()
         for record in self.records.values():
             if record.sent_s is not None and record.done_s is None and record.error is None:
-                record.error = f"no end within the drain of {self._drain_s:g} s"
+                record.error = f"no end within the drain of {self._drain_s:g} s" if self._drain_s else "given up"
 
 
 def _unsent(number: int, request: Request) -> Record:

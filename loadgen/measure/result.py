@@ -5,6 +5,7 @@ over what happened in the window.
 """
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from loadgen.measure.splitwise import IdleSpeed, nine_of
 from loadgen.measure.stats import number, share, stats
 from loadgen.record import Outcome, Run
 
-Result = dict[str, object]
+Result = dict[str, Any]
 
 MOST_ERRORS = 10
 

@@ -27,6 +27,12 @@ def write_records(path: Path, run: Run) -> None:
     write(path, (orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
 
 
+def check_writable(path: Path) -> None:
+    """Raises ConfigError now rather than when there is something to lose."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"cannot write {path}: no such directory, or no permission")
+
+
 def write(path: Path, chunks: Iterable[bytes]) -> None:
     """Raises ConfigError when the path cannot be written. What is no plain file, such as a pipe or a link, is written
     through rather than replaced."""

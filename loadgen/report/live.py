@@ -24,6 +24,7 @@ BAR_WIDTH = 24
 class Snapshot:
     """Counts of requests and recent medians. Who was sent is running, done (as it should be) or failed."""
 
+    prepared: int  # prompts; nothing is sent before all are
     sent: int
     running: int
     done: int
@@ -35,8 +36,8 @@ class Snapshot:
     left_s: float | None  # None: nobody can say
 
 
-class Progress:
-    """`with Progress(console) as progress:` then `progress.update(snapshot)` as often as you like."""
+class LiveView:
+    """`with LiveView(console) as view:` then `view.update(snapshot)` as often as you like."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -46,7 +47,7 @@ class Progress:
         self._last: Snapshot | None = None
         self._drawn: Snapshot | None = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "LiveView":
         if self._live is not None:
             self._live.start()
         return self
@@ -63,7 +64,8 @@ class Progress:
     def update(self, snapshot: Snapshot) -> None:
         self._last = snapshot
         pause_s = PLAIN_LINE_S if self._live is None else REDRAW_S
-        if self._drawn is None or snapshot.elapsed_s - self._drawn.elapsed_s >= pause_s:
+        drawn = self._drawn
+        if drawn is None or snapshot.elapsed_s - drawn.elapsed_s >= pause_s or _further(snapshot, drawn):
             self._draw(snapshot)
 
     def _draw(self, snapshot: Snapshot) -> None:
@@ -74,8 +76,16 @@ class Progress:
             self._live.update(_drawing(snapshot), refresh=True)
 
 
+def _further(snapshot: Snapshot, drawn: Snapshot) -> bool:
+    """Prompts are made before time runs: shown a tenth at a time, and when all are there."""
+    steps = [10 * s.prepared // max(1, s.total) for s in (drawn, snapshot)]
+    return steps[0] < steps[1]
+
+
 def line_of(snapshot: Snapshot) -> str:
     s = snapshot
+    if s.prepared < s.total:
+        return f"making prompts: {s.prepared} of {s.total}"
     share = (s.done + s.failed) / s.total if s.total else 1.0
     left = "" if s.left_s is None else f", {_clock(s.left_s)} left"
     return (

@@ -11,7 +11,7 @@ import orjson
 from loadgen.report import tables
 from loadgen.report.attainment import attainment_figures
 from loadgen.report.distributions import distribution_figures
-from loadgen.report.files import write
+from loadgen.report.files import check_writable, write
 from loadgen.report.groups import Entry, Group, grouped, slo_of
 from loadgen.report.look import HEIGHT_PX, Figure
 from loadgen.report.measures import Result, percent_text, rate_text, time_text
@@ -40,6 +40,15 @@ def write_page(
         height=str(HEIGHT_PX),
     )
     write(path, [text.encode()])
+
+
+def check_outputs(json: Path | None, records: Path | None, page: Path | None) -> None:
+    """Raises ConfigError when one of these files could not be written in the end."""
+    for path in (json, records, page):
+        if path is not None:
+            check_writable(path)
+    if page is not None:
+        _plotly()
 
 
 def _title(entries: list[Entry]) -> str:

@@ -17,16 +17,19 @@ FIRST_BYTES = 65_536
 _COUNT_ONLY = frozenset({"requests"})
 
 
-def from_arguments(namespace: argparse.Namespace) -> Trace:
-    """Loads and scales as the options of loadgen.traces.wanted.add_arguments say."""
+def from_arguments(
+    namespace: argparse.Namespace, *, name: str | None = None, length_scale: float | None = None
+) -> Trace:
+    """Loads and scales as the options of loadgen.traces.wanted.add_arguments say, or as the caller knows better."""
     trace = load(
-        namespace.trace,
+        name or namespace.trace,
         format=namespace.format,
         seed=namespace.seed,
         options=wanted(namespace),
         limit=namespace.limit,
     )
-    return scale.scale_lengths(scale.scale_rate(trace, namespace.rate_scale), namespace.length_scale)
+    trace = scale.scale_rate(trace, 1.0 if namespace.rate_scale is None else namespace.rate_scale)
+    return scale.scale_lengths(trace, length_scale or namespace.length_scale or 1.0)
 
 
 def load(

@@ -42,6 +42,15 @@ def limit(trace: Trace, count: int) -> Trace:
     return _changed(trace, trace.requests[:count], f"the first {count:,} of {total:,} requests")
 
 
+def lengthen(trace: Trace, least: int) -> Trace:
+    """Prompts have at least so many tokens: a server that adds tokens of its own can be sent nothing shorter."""
+    short = sum(request.prompt_tokens < least for request in trace.requests)
+    if not short:
+        return trace
+    requests = tuple(dataclasses.replace(r, prompt_tokens=max(r.prompt_tokens, least)) for r in trace.requests)
+    return _changed(trace, requests, f"{short:,} prompts made {least:,} tokens long, the shortest that can be sent")
+
+
 def fit(trace: Trace, max_model_len: int) -> Trace:
     """Cuts prompts so that prompt and answer fit the context; the answer is cut only where it alone is too long.
 

@@ -40,7 +40,7 @@ class Trace:
 
     @property
     def span_s(self) -> float:
-        """Seconds from the start to the last request that has a fixed time."""
+        """Seconds from the start to the last request; users who wait may make it longer."""
         return max((request.at_s for request in self.requests), default=0.0)
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from shared.runtime.options import typed
 from shared.runtime.parsers import whole_number
 
 MOST_TOKENS = 10_000_000
@@ -50,7 +51,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def _at_least_zero(text: str) -> float:
+def at_least_zero(text: str) -> float:
     value = _number(text)
     if not 0.0 <= value < math.inf:
         raise ValueError("give a number of at least 0")
@@ -74,7 +75,7 @@ OPTIONS: dict[str, tuple[str, str, Callable[[str], Any], str]] = {
     "output_tokens": ("--random-output-len", "TOKENS", whole_number(1, MOST_TOKENS), "length of each answer"),
     "users": ("--max-concurrency", "N", whole_number(1, MOST_REQUESTS), "users of the closed loop"),
     "turns": ("--turns", "N", whole_number(1, 10_000), "requests of one session"),
-    "think_s": ("--think-time", "SECONDS", _at_least_zero, "mean time between an answer and the user's next request"),
+    "think_s": ("--think-time", "SECONDS", at_least_zero, "mean time between an answer and the user's next request"),
     "shared_tokens": ("--shared-prefix-len", "TOKENS", whole_number(1, MOST_TOKENS), "length of the shared prompt"),
 }
 
@@ -86,26 +87,14 @@ def add_arguments(parser: argparse.ArgumentParser, *, positional: bool = False, 
     else:
         parser.add_argument("--trace", metavar="FILE|NAME", required=required, help="a trace file, or a name")
     parser.add_argument("--format", choices=FORMATS, help="of the file; found out when not given")
-    parser.add_argument("--rate-scale", metavar="R", type=_parsed(_finite), default=1.0, help="2: twice the rate")
-    parser.add_argument("--length-scale", metavar="L", type=_parsed(_finite), default=1.0, help="0.1: a tenth as long")
-    parser.add_argument("--limit", metavar="N", type=_parsed(whole_number(1)), help="take the first N requests only")
-    parser.add_argument("--seed", metavar="S", type=_parsed(whole_number(0)), default=0, help="of everything random")
+    parser.add_argument("--rate-scale", metavar="R", type=typed(_finite), help="2: twice the rate")
+    parser.add_argument("--length-scale", metavar="L", type=typed(_finite), help="0.1: a tenth as long")
+    parser.add_argument("--limit", metavar="N", type=typed(whole_number(1)), help="take the first N requests only")
+    parser.add_argument("--seed", metavar="S", type=typed(whole_number(0)), default=0, help="of everything random")
     group = parser.add_argument_group("options of the presets and generators")
     for field, (option, metavar, parse, text) in OPTIONS.items():
-        group.add_argument(option, dest=field, metavar=metavar, type=_parsed(parse), help=text)
+        group.add_argument(option, dest=field, metavar=metavar, type=typed(parse), help=text)
 
 
 def wanted(namespace: argparse.Namespace) -> Wanted:
     return Wanted(**{field: getattr(namespace, field) for field in OPTIONS})
-
-
-def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """For argparse, which hides the words of a ValueError."""
-
-    def parse_argument(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
-
-    return parse_argument

@@ -1,8 +1,8 @@
 """Options of the small commands; those of the services are in the catalogue of shared.runtime.config."""
 
 import argparse
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from shared.errors import ConfigError
 
@@ -18,3 +18,15 @@ class Options(argparse.ArgumentParser):
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         return self.parse_args(arguments)
+
+
+def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """For argparse, which hides the words of a ValueError."""
+
+    def parse_argument(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+    return parse_argument

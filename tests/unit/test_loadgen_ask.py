@@ -40,6 +40,9 @@ class ScriptedAnswer:
     async def text(self, errors: str) -> str:
         return self._chunks[0][1].decode()  # type: ignore[union-attr]
 
+    async def read(self) -> bytes:
+        return b""
+
     async def iter_any(self) -> AsyncIterator[bytes]:
         for after_s, chunk in self._chunks:
             self._clock.advance(after_s)
@@ -149,3 +152,14 @@ async def test_refusals_and_failures_are_told_apart(status: int, outcome: str) -
 async def test_a_break_after_the_end_of_the_answer_harms_nobody() -> None:
     record = await record_of([(0.5, token(finish="length") + DONE), (0.1, ConnectionResetError())])
     assert (record.outcome, record.done_s) == (Outcome.COMPLETED, 0.75)
+
+
+async def test_a_connection_that_stays_open_holds_nothing_up() -> None:
+    """The answer is complete with `[DONE]`; whether the body ends then is nobody's business."""
+    record = await record_of([(0.5, token(finish="length") + DONE), (5.0, b": still here\n\n")])
+    assert (record.outcome, record.done_s) == (Outcome.COMPLETED, 0.75)
+
+
+async def test_a_connection_that_cannot_be_made_is_no_deadline() -> None:
+    record = await record_of([(0.5, aiohttp.ConnectionTimeoutError("connecting took 30 s"))])
+    assert record.error == "ConnectionTimeoutError: connecting took 30 s"

@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 
 from loadgen.client.fleet import Progress, Settings, processes_needed, replay, split
+from loadgen.client.process import Usage
+from loadgen.client.saturation import Saturation
 from loadgen.client.server import COMPLETIONS, Form, Server
 from loadgen.measure.result import result
 from loadgen.measure.slo import Slo
 from loadgen.record import Outcome, Record, Run
 from loadgen.traces.trace import Request, Trace
+from shared.errors import ConfigError
 from tests.support.fake_openai import MODEL, FakeOpenAI, Script
 
 SLO = Slo.parse("ttft=0.1,max_gap=0.1")
@@ -211,6 +214,40 @@ def test_a_warm_up_is_cut_off() -> None:
     assert run.window_s == pytest.approx((0.2, 0.38))
 
 
+def test_a_warm_up_that_swallows_everything_is_refused() -> None:
+    with FakeOpenAI() as fake, pytest.raises(ConfigError, match="--warmup 2"):
+        replayed(fake, steady(20), warmup_s=2.0)
+
+
+def test_a_ramp_ends_at_saturation_and_counts_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two processes, which stop at moments of their own."""
+    monkeypatch.setattr("loadgen.client.saturation.SPAN_S", 2.0)
+    monkeypatch.setattr("loadgen.client.saturation.EVERY_S", 0.2)
+    with FakeOpenAI(lambda number: Script(ttft_s=0.02 * number)) as fake:
+        run, measured = replayed(fake, steady(1000, every_s=0.02), processes=2, stop_when_saturated=True)
+    assert 0 < run.scheduled < 1000
+    assert [r.index for r in run.records] == list(range(run.scheduled))
+    assert distrusted(measured) == [] and any("saturation" in note for note in measured["notes"])
+
+
+def test_one_slow_stretch_is_no_saturation() -> None:
+    saturation = Saturation()
+    ttft_s = [0.1] * 400
+    assert not any(saturation.reached(at_s, 5, ttft_s[: 10 * at_s]) for at_s in range(1, 40))
+    ttft_s += [0.5] * 400
+    assert not any(saturation.reached(at_s, 5, ttft_s[: 10 * at_s]) for at_s in range(41, 80)), "slower, not fuller"
+
+
+def test_the_busiest_seconds_of_a_client_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two busy seconds in a minute of waiting are not forgotten."""
+    usage, cpu_s = Usage(), 0.0
+    for tick in range(120):
+        cpu_s += 0.45 if 10 <= tick < 14 else 0.0
+        monkeypatch.setattr("loadgen.client.process.cpu_s", lambda used=cpu_s: used)
+        usage.note(tick * 0.5)
+    assert usage.largest_share() == pytest.approx(0.9)
+
+
 def test_the_queues_of_the_server_are_seen() -> None:
     with FakeOpenAI(lambda number: Script(ttft_s=0.2, gap_s=0.1)) as fake:
         run, _ = replayed(fake, steady(30, every_s=0.1))
@@ -236,7 +273,9 @@ def test_requests_of_one_user_stay_together() -> None:
 
 
 def test_more_tokens_need_more_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     assert processes_needed(steady(100)) == 1
     assert processes_needed(steady(1000, every_s=0.001, output_tokens=25)) == 3
     assert processes_needed(steady(1000, every_s=0.001, output_tokens=2500)) == 7
+    users = [Request(at_s=0.0, prompt_tokens=9, output_tokens=99_999, after=n - 1 if n else None) for n in range(9)]
+    assert processes_needed(Trace(name="users", requests=tuple(users))) == 1

@@ -61,21 +61,52 @@ async def test_a_server_that_never_counts_is_believed() -> None:
         assert (await found(fake)).overhead_tokens == 0
 
 
-async def test_words_that_are_no_single_tokens_are_refused() -> None:
-    with FakeOpenAI(accepts_ids=False, tokens_per_word=2) as fake, pytest.raises(ConfigError, match="exact token"):
-        await found(fake)
-
-
-async def test_a_wrong_count_of_a_server_that_takes_ids_is_left_to_the_gates() -> None:
+async def test_odd_counts_are_a_remark_and_left_to_the_gates() -> None:
+    with FakeOpenAI(accepts_ids=False, tokens_per_word=2) as fake:
+        server = await found(fake)
+    assert server.overhead_tokens == 0
+    assert any("48 and 96 tokens for 24 and 48 common words" in remark for remark in server.remarks)
     with FakeOpenAI(lambda number: Script(prompt_off_by=-3)) as fake:
         assert (await found(fake)).overhead_tokens == 0
 
 
-async def test_a_server_that_refuses_everything_is_refused() -> None:
-    with FakeOpenAI(lambda number: Script(status=500)) as fake, pytest.raises(ConfigError, match="HTTP 500: scripted"):
+@pytest.mark.parametrize(
+    "script", [Script(drop_at=1), Script(error_at=0), Script(garbage_at=2), Script(stop_early_at=1)]
+)
+async def test_a_server_that_fails_in_mid_answer_is_still_asked_the_best_way(script: Script) -> None:
+    with FakeOpenAI(lambda number: script) as fake:
+        server = await found(fake)
+    assert (server.form, server.extras) == (Form.IDS, ("ignore_eos", "min_tokens", "return_token_ids"))
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_server_that_only_fails_is_measured_as_it_is(status: int) -> None:
+    with FakeOpenAI(lambda number: Script(status=status)) as fake:
+        server = await found(fake)
+    assert server.form is Form.IDS and len(server.extras) == 3
+    assert any(f"HTTP {status}: scripted" in remark for remark in server.remarks)
+
+
+async def test_a_server_that_refuses_everything_or_everyone_is_refused() -> None:
+    with FakeOpenAI(lambda number: Script(status=422)) as fake, pytest.raises(ConfigError, match="every way of asking"):
         await found(fake)
     with FakeOpenAI(lambda number: Script(status=401)) as fake, pytest.raises(ConfigError, match="HTTP 401"):
         await found(fake)
+
+
+async def test_a_server_that_only_takes_posts_is_there() -> None:
+    with FakeOpenAI(has_models=False) as fake:
+        async with open_session() as session:
+            await wait_until_served(session, fake.url, patience_s=0.0, clock=SystemClock(), check=lambda: None)
+
+
+async def test_waiting_for_a_process_that_ended_is_over_at_once() -> None:
+    def ended() -> None:
+        raise ConfigError("it ended with code 1")
+
+    async with open_session() as session:
+        with pytest.raises(ConfigError, match="ended with code 1"):
+            await wait_until_served(session, "http://127.0.0.1:9", patience_s=60.0, clock=SystemClock(), check=ended)
 
 
 async def test_nobody_there_is_one_line() -> None:

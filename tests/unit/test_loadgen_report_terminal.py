@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from loadgen.report.comparison import compared_rows, print_comparison
-from loadgen.report.live import PLAIN_LINE_S, Progress, Snapshot, line_of
+from loadgen.report.live import PLAIN_LINE_S, LiveView, Snapshot, line_of
 from loadgen.report.measures import attainment_interval, lower_is_better, rate_text, shown, time_text, title_of, verdict
 from loadgen.report.summary import RED, WIDTH, print_summary, summary_lines
 
@@ -221,14 +221,14 @@ def test_values_are_shown_in_the_unit_that_their_title_names() -> None:
 
 def at(elapsed_s: float, done: int = 5) -> Snapshot:
     return Snapshot(
-        sent=10, running=4, done=done, failed=1, total=20, ttft_p50_s=0.2, tbt_p50_s=None,
+        prepared=20, sent=10, running=4, done=done, failed=1, total=20, ttft_p50_s=0.2, tbt_p50_s=None,
         elapsed_s=elapsed_s, left_s=75.0,
     )  # fmt: skip
 
 
 def test_without_a_terminal_a_plain_line_comes_every_ten_seconds_and_at_the_end() -> None:
     out = io.StringIO()
-    with Progress(Console(file=out, width=200, force_terminal=False)) as progress:
+    with LiveView(Console(file=out, width=200, force_terminal=False)) as progress:
         for tenth in range(251):
             progress.update(at(tenth / 10, done=tenth))
     lines = out.getvalue().splitlines()
@@ -239,7 +239,7 @@ def test_without_a_terminal_a_plain_line_comes_every_ten_seconds_and_at_the_end(
 def test_a_terminal_is_redrawn_at_most_four_times_a_second() -> None:
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=True)
-    with Progress(console) as progress:
+    with LiveView(console) as progress:
         for hundredth in range(200):
             progress.update(at(hundredth / 100))
     assert 4 <= out.getvalue().count("sent") <= 4 * 2 + 3

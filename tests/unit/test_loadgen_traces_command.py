@@ -8,7 +8,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from loadgen.traces.command import run
+from loadgen.trace_command import run
 from loadgen.traces.describe import describe
 from loadgen.traces.draw import histograms, rate_chart
 from loadgen.traces.load import NAMES, load

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
+from loadgen.trace_command import run
 from loadgen.traces.catalogue import SOURCES, Source
-from loadgen.traces.command import run
 from shared.errors import ConfigError
 
 CONTENT = b"TIMESTAMP,ContextTokens,GeneratedTokens\n" + b"2023-11-16 18:17:03,1,1\n" * 40_000

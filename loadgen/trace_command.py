@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import orjson
 from rich.console import Console
 from rich.table import Table
 
+from loadgen.report.files import write_json
 from loadgen.traces import presets, synth
 from loadgen.traces.catalogue import SOURCES
 from loadgen.traces.describe import describe
@@ -65,7 +65,7 @@ def _show(arguments: Sequence[str], console: Console) -> int:
     trace = from_arguments(options)
     figures = describe(trace)
     if options.json is not None:
-        _write_json(options.json, orjson.dumps(figures.as_json(), option=orjson.OPT_INDENT_2))
+        write_json(options.json, figures.as_json())
     show(trace, figures, console)
     return 0
 
@@ -99,13 +99,6 @@ def _fetch(arguments: Sequence[str], console: Console) -> int:
     options = parser.read(arguments)
     fetch(options.name, console, url=options.url, out=options.out)
     return 0
-
-
-def _write_json(path: Path, text: bytes) -> None:
-    try:
-        path.write_bytes(text + b"\n")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int]] = {
