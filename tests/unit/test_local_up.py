@@ -96,8 +96,9 @@ def leaving_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        # A Redis of another test's session fixture may run beside.
-        return process.status() != psutil.STATUS_ZOMBIE and "redis-server" not in process.name()
+        # A Redis of another test's session fixture may run beside, and Python's own helper of processes once spawned.
+        others = "redis-server" in process.name() or "resource_tracker" in " ".join(process.cmdline())
+        return process.status() != psutil.STATUS_ZOMBIE and not others
     except psutil.NoSuchProcess:
         return False
 
