@@ -5,8 +5,7 @@ request) and end to end 1.25, 1.5 and 5 times. A request that was due in the win
 infinitely slow, so that shedding load cannot meet them. For one request the limits at P99 are taken.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -55,19 +54,6 @@ class IdleSpeed:
         slope = np.diff(times_s) / np.diff(lengths)
         line_s: FloatArray = times_s[piece] + slope[piece] * (prompt_tokens - lengths[piece])
         return line_s.clip(min=times_s.min())
-
-    def to_json(self) -> dict[str, object]:
-        return {"ttft_s": [list(point) for point in self.ttft_s], "tbt_s": self.tbt_s}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> "IdleSpeed":
-        try:
-            points, tbt_s = data["ttft_s"], float(data["tbt_s"])  # type: ignore[arg-type]
-            ttft_s = tuple(sorted((int(length), float(time_s)) for length, time_s in points))  # type: ignore[attr-defined]
-        except (KeyError, TypeError, ValueError):
-            wanted = '{"ttft_s": [[prompt tokens, seconds], ...], "tbt_s": seconds}'
-            raise ConfigError(f"idle speed: expected {wanted}, not {json.dumps(data, default=str)[:80]}") from None
-        return cls(ttft_s=ttft_s, tbt_s=tbt_s)._checked()
 
     def _checked(self) -> "IdleSpeed":
         """Slow-downs divide by these."""
