@@ -1,4 +1,4 @@
-"""`python -m loadgen`: replay traces against any OpenAI-compatible server, measure, compare.
+"""`python -m loadgen`: replay traces against any OpenAI-compatible server, measure, compare, simulate.
 
 Exit codes: 0 a valid result, 2 a wrong option or a server that cannot be asked, 3 a result that must not be trusted.
 """
@@ -18,6 +18,7 @@ usage: python -m loadgen COMMAND [OPTION...]
 
   replay    send a trace to a server and say how it went
   compare   send the same trace to several servers in turn and say what differs
+  simulate  send a trace to a cluster that is only described
   trace     list, show, fetch and make traces
 
 `python -m loadgen COMMAND --help` lists the options of a command."""
@@ -69,6 +70,12 @@ def _compare(arguments: Sequence[str], console: Console) -> int:
     return compare(arguments, console)
 
 
+def _simulate(arguments: Sequence[str], console: Console) -> int:
+    from loadgen.sim.command import simulate_command
+
+    return simulate_command(arguments, console)
+
+
 def _trace(arguments: Sequence[str], console: Console) -> int:
     from loadgen.trace_command import run
 
@@ -78,6 +85,7 @@ def _trace(arguments: Sequence[str], console: Console) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "replay": _replay,
     "compare": _compare,
+    "simulate": _simulate,
     "trace": _trace,
 }
 

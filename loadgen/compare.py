@@ -17,6 +17,7 @@ from rich.console import Console
 from loadgen import own_modes
 from loadgen.bearable import load_for
 from loadgen.client import options as client_options
+from loadgen.measure.gates import INVALID
 from loadgen.measure.ratio import ratios
 from loadgen.measure.result import result
 from loadgen.measure.slo import Slo
@@ -29,7 +30,7 @@ from loadgen.rounds import Contest, alternate, connected
 from loadgen.targets import Target, serving
 from loadgen.traces import load
 from loadgen.traces.wanted import add_arguments
-from loadgen.watched import INVALID, idle_speed, suited
+from loadgen.watched import idle_speed, suited
 from shared.errors import ConfigError
 from shared.runtime.options import Options, typed
 from shared.runtime.parsers import whole_number

@@ -13,6 +13,7 @@ from loadgen.client import options as client_options
 from loadgen.client.connect import connect
 from loadgen.goodput import check as check_rate
 from loadgen.goodput import find_goodput
+from loadgen.measure.gates import INVALID
 from loadgen.measure.result import Result, result
 from loadgen.measure.slo import Slo
 from loadgen.record import Run
@@ -23,7 +24,7 @@ from loadgen.report.summary import print_summary
 from loadgen.traces import load
 from loadgen.traces.trace import Trace
 from loadgen.traces.wanted import add_arguments
-from loadgen.watched import INVALID, idle_speed, replay_watched, suited, warm_up
+from loadgen.watched import idle_speed, replay_watched, suited, warm_up
 from shared.errors import ConfigError
 from shared.runtime.options import Options
 

@@ -15,8 +15,6 @@ from loadgen.report.live import LiveView, Snapshot
 from loadgen.traces.scale import fit, lengthen
 from loadgen.traces.trace import Request, Trace
 
-INVALID = 3  # exit code of a command whose result must not be trusted
-
 IDLE_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the trace's prompt lengths
 IDLE_ROUNDS = 3
 IDLE_TOKENS = 16

@@ -32,12 +32,16 @@ class ConfigError(Rejected):
 
 
 class Overloaded(MeshError):
-    """No room now. `retry_after_s` is an honest estimate in seconds; `status` is 429 (load) or 503 (nobody there)."""
+    """No room now. `retry_after_s` is an honest estimate in seconds, None if no wait would help; `code` is a stable
+    word, `status` is 429 (load) or 503 (nobody there)."""
 
-    def __init__(self, message: str, *, retry_after_s: float, status: int = 503) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None, status: int = 503, code: str = "overloaded"
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.status = status
+        self.code = code
 
 
 class Transient(MeshError):

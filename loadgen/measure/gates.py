@@ -12,6 +12,7 @@ import numpy as np
 from loadgen.measure.latencies import FloatArray, Measured, measured
 from loadgen.record import Outcome, Record, Run
 
+INVALID = 3  # exit code of a command whose result must not be trusted
 MOST_LAG_P99_S = 0.005
 MOST_LAG_S = 0.050
 MOST_CPU_SHARE = 0.70

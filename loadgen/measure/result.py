@@ -23,9 +23,15 @@ MOST_ERRORS = 10
 
 
 def result(
-    run: Run, *, slo: Slo | None, idle: IdleSpeed | None = None, seed: int = 0, count_tolerance: float = 0.0
+    run: Run,
+    *,
+    slo: Slo | None,
+    idle: IdleSpeed | None = None,
+    seed: int | None = 0,
+    count_tolerance: float = 0.0,
 ) -> Result:
-    """`idle` is needed for the SLO `splitwise`, and adds that table to any other; `seed`: of the bootstrap."""
+    """`idle` is needed for the SLO `splitwise`, and adds that table to any other; `seed`: of the bootstrap, None for no
+    intervals."""
     table = measured(run)
     each = {} if slo is None else judge(table, slo, idle)
     met = None if slo is None else good(each)
@@ -50,7 +56,7 @@ def result(
         "attainment_each": {key: attainment(kept, table) for key, kept in each.items()},
         **_goodput(table, met),
         "splitwise": None if idle is None else nine_of(table, idle),
-        "confidence": confidence(table, met, seed=seed),
+        "confidence": None if seed is None else confidence(table, met, seed=seed),
         "client": {
             "processes": [{"requests": c.requests, "cpu_share": number(c.cpu_share)} for c in run.clients],
             "send_lag_s": stats(send_lag_s(table)),

@@ -23,11 +23,12 @@ from services.gateway.openai import (
     TokenizeRequest,
     read,
 )
+from services.gateway.operate import Operations
 from services.gateway.timeline import Timelines
 from shared.clock import Clock
 from shared.errors import Overloaded, Rejected
 from shared.ids import RequestId
-from shared.wire.messages import ServiceReport
+from shared.wire.reports import ServiceReport
 
 MAX_BODY_BYTES = 8 << 20
 _OPEN_PATHS = ("/health", "/ready", "/metrics", "/version", "/mesh")
@@ -40,13 +41,14 @@ class Surface:
 
     def __init__(
         self, *, generator: Generator, mesh: Mesh, metrics: Metrics, timelines: Timelines, clock: Clock,
-        own: Callable[[], ServiceReport], api_keys: Sequence[str],
+        operations: Operations, own: Callable[[], ServiceReport], api_keys: Sequence[str],
     ) -> None:  # fmt: skip
         self._generator = generator
         self._mesh = mesh
         self._metrics = metrics
         self._timelines = timelines
         self._clock = clock
+        self._operations = operations
         self._own = own
         self._keys = [key.encode() for key in api_keys]
         self._started = int(datetime.now(UTC).timestamp())
@@ -69,6 +71,7 @@ class Surface:
                 web.get("/version", self.version),
                 web.get("/mesh", self.mesh),
                 web.get("/mesh/requests/{request_id}", self.timeline),
+                *self._operations.routes(),
             ]
         )
         return app

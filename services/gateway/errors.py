@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -29,7 +30,7 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
 def error_response(
     status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None
 ) -> web.Response:
-    headers = {} if retry_after_s is None else {"Retry-After": str(max(1, round(retry_after_s)))}
+    headers = {} if retry_after_s is None else {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
     body = json.dumps(error_body(status, message, param=param, code=code))
     return web.Response(status=status, text=body, content_type="application/json", headers=headers)
 
@@ -59,7 +60,7 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
     except Rejected as error:
         return error_response(error.status, str(error), param=error.param, code=error.code)
     except Overloaded as error:
-        return error_response(error.status, str(error), code="overloaded", retry_after_s=error.retry_after_s)
+        return error_response(error.status, str(error), code=error.code, retry_after_s=error.retry_after_s)
     except web.HTTPRequestEntityTooLarge:
         return error_response(413, "the request body is too large", code="body_too_large")
     except web.RequestPayloadError as error:

@@ -19,18 +19,42 @@ class Outcome(StrEnum):
     REJECTED = "rejected"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """The gateway as others know it."""
+
+    gateway_id: ServiceId
+    address: Address
+
+
 # ---- events ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A validated request has come in. `prompt` is what the first attempt computes."""
+    """A validated request has come in. `prompt` is what the first attempt computes; `priority`: see Submitted."""
 
     request_id: RequestId
     prompt: tuple[int, ...]
     sampling: Sampling
     time_left_s: float
     model: str
+    priority: int = 0
+
+    def first_attempt(self, identity: Identity) -> Submitted:
+        return Submitted(
+            request_id=self.request_id,
+            attempt=1,
+            token_ids=self.prompt,
+            emitted=0,
+            sampling=self.sampling,
+            time_left_s=self.time_left_s,
+            waited_s=0.0,
+            gateway_id=identity.gateway_id,
+            reply_to=identity.address,
+            model=self.model,
+            priority=self.priority,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +151,3 @@ class End:
 
 
 Command = Submit | Send | Watch | Deliver | End
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """The gateway as others know it."""
-
-    gateway_id: ServiceId
-    address: Address

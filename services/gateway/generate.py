@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -10,7 +10,7 @@ from aiohttp import web
 
 from services.gateway.answers import DONE, Answer, Usage, event
 from services.gateway.errors import ended_response, error_body
-from services.gateway.events import End, Opened, Outcome
+from services.gateway.events import End, Identity, Opened, Outcome
 from services.gateway.mesh import Mesh
 from services.gateway.openai import ChatRequest, CompletionRequest
 from services.gateway.switchboard import Mailbox, Switchboard
@@ -19,6 +19,7 @@ from shared.errors import Overloaded, Rejected
 from shared.ids import RequestId
 from shared.models.detokenizer import TextStream
 from shared.models.tokenizer import Tokenizer
+from shared.policy.admission import Admission, Refused
 from shared.wire.terms import Finish, Sampling
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -46,7 +47,9 @@ class Ended(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Generator:
+    identity: Identity
     switchboard: Switchboard
+    admission: Admission
     mesh: Mesh
     tokenizer: Tokenizer
     clock: Clock
@@ -101,12 +104,27 @@ class Generator:
             sampling=sampling,
             time_left_s=self.time_limit_s,
             model=self.mesh.model,
+            priority=body.priority or 0,
         )
         text = TextStream(self.tokenizer, stops=body.stops, min_tokens=sampling.min_tokens)
         usage = Usage(prompt_tokens=len(prompt))
-        mailbox = self.switchboard.open(opened)
-        async with contextlib.aclosing(self._pieces(mailbox, text, sampling, usage)) as pieces:
-            return await (_streamed(http, answer, pieces, usage) if body.stream else _whole(answer, pieces, usage))
+        with self._admitted(opened):
+            mailbox = self.switchboard.open(opened)
+            async with contextlib.aclosing(self._pieces(mailbox, text, sampling, usage)) as pieces:
+                return await (_streamed(http, answer, pieces, usage) if body.stream else _whole(answer, pieces, usage))
+
+    @contextlib.contextmanager
+    def _admitted(self, opened: Opened) -> Iterator[None]:
+        """Raises Overloaded for what would come too late. What is let in counts at once."""
+        verdict = self.admission.ask(opened.first_attempt(self.identity), self.clock.now())
+        if isinstance(verdict, Refused):
+            raise Overloaded(
+                verdict.reason, retry_after_s=verdict.retry_after_s, status=429, code=verdict.promise.value
+            )
+        try:
+            yield
+        finally:
+            self.admission.settle(opened.request_id)
 
     async def _pieces(
         self, mailbox: Mailbox, text: TextStream, sampling: Sampling, usage: Usage

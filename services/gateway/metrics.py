@@ -7,7 +7,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.gateway.mesh import Mesh
-from shared.wire.messages import HandedOff, WorkerReport
+from shared.wire.messages import HandedOff
+from shared.wire.reports import WorkerReport
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 

@@ -17,6 +17,7 @@ from shared.wire.terms import Sampling
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1000
+MAX_PRIORITY = 10
 
 # Fields we know and do not serve, with the values that change nothing.
 _UNSERVED: Mapping[str, tuple[Any, ...]] = {
@@ -57,6 +58,7 @@ class _Generation(BaseModel):
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)] | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None  # lower is served earlier
 
     @field_validator("stop")
     @classmethod

@@ -53,6 +53,7 @@ class Session:
     prompt: tuple[int, ...]
     sampling: Sampling
     model: str
+    priority: int
     arrived_at: float
     deadline: float
     attempt: Attempt
@@ -72,6 +73,7 @@ class Session:
             prompt=opened.prompt,
             sampling=opened.sampling,
             model=opened.model,
+            priority=opened.priority,
             arrived_at=now,
             deadline=now + opened.time_left_s,
             attempt=Attempt(number=0, border=0, submitted_at=now),
@@ -110,6 +112,7 @@ class Session:
             gateway_id=gateway_id,
             reply_to=reply_to,
             model=self.model,
+            priority=self.priority,
             avoid=avoid,
         )
 

@@ -14,8 +14,11 @@ usage: splitmesh COMMAND [OPTION...]
 
   up       start the whole mesh on this machine and serve until Ctrl-C
   status   show the workers and services of a running mesh
+  role     give a worker another home role, or back to the pool manager
+  drain    let a worker finish what it has and leave
   models   show the models of the catalogue and which of them are here
   doctor   check versions, memory, Redis, cache and KV transports
+  replay   take the decisions in journals again and say what differs
 
 `splitmesh COMMAND --help` lists the options of a command."""
 
@@ -60,6 +63,18 @@ def _status(arguments: Sequence[str]) -> int:
     return status(arguments, Console())
 
 
+def _role(arguments: Sequence[str]) -> int:
+    from services.local.operate import role
+
+    return role(arguments, Console())
+
+
+def _drain(arguments: Sequence[str]) -> int:
+    from services.local.operate import drain
+
+    return drain(arguments, Console())
+
+
 def _models(arguments: Sequence[str]) -> int:
     from services.local.models import models
 
@@ -72,11 +87,20 @@ def _doctor(arguments: Sequence[str]) -> int:
     return doctor(arguments, Console())
 
 
+def _replay(arguments: Sequence[str]) -> int:
+    from services.local.replay import replay
+
+    return replay(arguments, Console())
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "up": _up,
     "status": _status,
+    "role": _role,
+    "drain": _drain,
     "models": _models,
     "doctor": _doctor,
+    "replay": _replay,
 }
 
 if __name__ == "__main__":

@@ -27,22 +27,25 @@ LONGEST_LINE_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """What to run. `kind` is the service, or "redis"; `environment` is the whole of it."""
+    """What to run. `kind` is the service, or "redis"; `environment` is the whole of it. One that `may_leave` is not
+    started again when it exits with code 0: it did so on purpose."""
 
     name: str
     kind: str
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(repr=False)
+    may_leave: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A child died by itself and is started again after `pause_s`. `exit_code` is negative for a signal."""
+    """A child ended by itself; it is started again after `pause_s`, or left for good if that is None. `exit_code` is
+    negative for a signal."""
 
     name: str
     exit_code: int
     lived_s: float
-    pause_s: float
+    pause_s: float | None
     last_lines: tuple[str, ...]
 
     @property
@@ -53,7 +56,7 @@ class Ended:
 
 
 class Child:
-    """`on_line(name, line)` gets its output, `on_ended` every death that nobody asked for."""
+    """`on_line(name, line)` gets its output, `on_ended` every end that nobody here asked for."""
 
     def __init__(
         self,
@@ -111,12 +114,15 @@ class Child:
                     break
                 lived_s = self._clock.now() - started_at
                 pause_s = self._first_pause_s if lived_s > STABLE_S else pause_s
+                left = self.command.may_leave and exit_code == 0
                 self._on_ended(
                     Ended(
-                        name=self.command.name, exit_code=exit_code, lived_s=lived_s, pause_s=pause_s,
-                        last_lines=tuple(self._lines),
+                        name=self.command.name, exit_code=exit_code, lived_s=lived_s,
+                        pause_s=None if left else pause_s, last_lines=tuple(self._lines),
                     )
                 )  # fmt: skip
+                if left:
+                    break
                 await _set_within(self._stopping, pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         finally:

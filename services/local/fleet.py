@@ -23,8 +23,8 @@ STOP_ORDER = (
 
 
 class Fleet:
-    """`on_state(name, state, note)` is told of every change: starting, ready, failed. `failure` appears, and `failed`
-    is set, when a child that was never ready refuses to start or has failed too often."""
+    """`on_state(name, state, note)` is told of every change: starting, ready, failed, left. `failure` appears, and
+    `failed` is set, when a child that was never ready refuses to start or has failed too often."""
 
     def __init__(
         self,
@@ -64,6 +64,9 @@ class Fleet:
                 self._ready.add(name)
                 self._were_ready.add(name)
                 self._on_state(name, "ready", note)
+        self._count()
+
+    def _count(self) -> None:
         if len(self._ready) == len(self._children):
             self.all_ready.set()
 
@@ -73,6 +76,11 @@ class Fleet:
     def _on_ended(self, ended: Ended) -> None:
         self._ready.discard(ended.name)
         self.all_ready.clear()
+        if ended.pause_s is None:
+            del self._children[ended.name]
+            self._on_state(ended.name, "left", "has left; it is not started again")
+            self._count()
+            return
         self._failures[ended.name] += MOST_FAILURES if ended.exit_code == REFUSED else 1
         hopeless = ended.name not in self._were_ready and self._failures[ended.name] >= MOST_FAILURES
         next_step = "" if hopeless else f"; starting it again in {ended.pause_s:g} s"

@@ -67,7 +67,8 @@ def commands(
     """All services, in the order in which they start. `base` is the environment of `up` itself."""
     settings = dataclasses.replace(settings, redis_url=redis_url, mesh_secret=secret)
     inherited = {key: value for key, value in base.items() if not key.startswith(PREFIX) or key == PREFIX + "CACHE"}
-    result = [_command("pool_manager", "pool-manager-0", settings, inherited)]
+    managers = range(settings.pool_managers)
+    result = [_command("pool_manager", f"pool-manager-{number}", settings, inherited) for number in managers]
     result += [_command("router", f"router-{number}", settings, inherited) for number in range(settings.routers)]
     roles = (
         ("prompt", "prompt_worker", settings.prompt_workers),
@@ -78,7 +79,8 @@ def commands(
     for role, service, count in roles:
         named = dataclasses.replace(share, role=role)
         compute = inherited | dict.fromkeys(THREAD_VARIABLES, str(share.threads)) | {"TOKENIZERS_PARALLELISM": "false"}
-        result += [_command(service, f"{role}-{number}", named, compute) for number in range(count)]
+        names = [f"{role}-{number}" for number in range(count)]
+        result += [dataclasses.replace(_command(service, name, named, compute), may_leave=True) for name in names]
     result.append(_command("gateway", "gateway-0", settings, inherited))
     return result
 

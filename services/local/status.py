@@ -1,45 +1,29 @@
 """`splitmesh status`: the picture that a running gateway has of its mesh."""
 
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from shared.errors import ConfigError
+from services.local.asking import Gateway, add_gateway_options
 from shared.runtime.options import Options
 
-ANSWER_WITHIN_S = 3.0
 STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "red"}
 
 
 def status(arguments: Sequence[str], console: Console) -> int:
     options = Options("splitmesh status", "Show the workers and services of a running mesh.")
-    options.add_argument("--url", default="http://127.0.0.1:8000", help="address of a gateway (default: %(default)s)")
+    add_gateway_options(options)
     options.add_argument("--json", action="store_true", help="print what /mesh answers, unchanged")
     given = options.read(arguments)
-    raw = _asked(given.url.rstrip("/") + "/mesh")
+    raw = Gateway(given.url).text("/mesh")
     if given.json:
         print(raw)
     else:
         _show(json.loads(raw), console)
     return 0
-
-
-def _asked(url: str) -> str:
-    try:
-        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as answer:
-            raw: bytes = answer.read()
-            json.loads(raw)
-            return raw.decode()
-    except urllib.error.HTTPError as error:
-        raise ConfigError(f"{url} answers {error.code} {error.reason}") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ConfigError(f"no mesh answers at {url}: {reason}; is `splitmesh up` running?") from error
 
 
 def _show(mesh: dict[str, Any], console: Console) -> None:

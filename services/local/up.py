@@ -31,7 +31,8 @@ from shared.errors import ConfigError, MeshError, Transient
 from shared.ids import EntryId
 from shared.runtime.config import Settings
 from shared.runtime.supervise import Supervisor
-from shared.wire.messages import ServiceReport, StreamMessage, WorkerReport
+from shared.wire.messages import StreamMessage
+from shared.wire.reports import ServiceReport, WorkerReport
 from shared.wire.streams import REPORTS
 from shared.wire.terms import State
 
@@ -245,7 +246,7 @@ class LocalMesh:
         if self._starting:
             self._view.set(name, state, note)
         elif not self._failure and (state == "failed" or not self._ending.is_set()):
-            self._say(f"{name} {note if state == 'failed' else f'is {state} again'}")
+            self._say(f"{name} {note if state in ('failed', 'left') else f'is {state} again'}")
 
     def _show_line(self, name: str, line: str) -> None:
         """On a terminal, the picture of the start and the farewell are not buried under what is no trouble."""

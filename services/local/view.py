@@ -14,7 +14,10 @@ from rich.text import Text
 
 from shared.clock import Clock
 
-MARKS = {"waiting": ("·", "dim"), "starting": ("…", "yellow"), "ready": ("✓", "green"), "failed": ("✗", "red")}
+MARKS = {
+    "waiting": ("·", "dim"), "starting": ("…", "yellow"), "ready": ("✓", "green"), "failed": ("✗", "red"),
+    "left": ("·", "dim"),
+}  # fmt: skip
 PLAIN_PROGRESS_STEP = 0.25
 
 

@@ -9,11 +9,13 @@ from shared.broker.port import Broker, Entry
 from shared.clock import Clock
 from shared.errors import Transient
 from shared.ids import ServiceId, StreamName
-from shared.policy.routing import Placement, place
+from shared.policy.replay import Call
+from shared.policy.routing import Limits, place
 from shared.policy.view import View
+from shared.runtime.journal import Note, not_noted
 from shared.runtime.presence import Presence, follow
 from shared.runtime.supervise import Supervisor
-from shared.wire.messages import Assigned, Placed, StreamMessage, Submitted, Unplaceable
+from shared.wire.messages import Assigned, StreamMessage, Submitted, Unplaceable
 from shared.wire.streams import PLACEMENTS, REPORTS, ROUTERS, SUBMITTED, worker_stream
 from shared.wire.terms import State
 
@@ -24,11 +26,15 @@ RETRY_S = 0.2
 
 
 class Router:
-    def __init__(self, *, router_id: ServiceId, broker: Broker, clock: Clock) -> None:
+    def __init__(
+        self, *, router_id: ServiceId, broker: Broker, clock: Clock, limits: Limits, note: Note = not_noted
+    ) -> None:
         self._id = router_id
+        self._note = note
+        self._limits = limits
         self._broker = broker
         self._clock = clock
-        self._view = View()
+        self._view = View(salt=router_id)
         self._presence = Presence(broker, router_id, "router")
 
     async def run(self, supervisor: Supervisor) -> None:
@@ -62,11 +68,13 @@ class Router:
             waited_s=entry.message.waited_s + waited_s,
             time_left_s=entry.message.time_left_s - waited_s,
         )
-        choice = place(self._view, request, self._clock.now())
+        now = self._clock.now()
+        choice = place(self._view, request, now, self._limits)
+        self._note(Call.PLACE, now, request, answer=choice)
         if isinstance(choice, str):
             await self._broker.forward(entry, ROUTERS, [(PLACEMENTS, _unplaceable(request, choice))])
             return
-        placed = _placed(request, choice)
+        placed = choice.placed(request)
         assigned = Assigned(
             request=request,
             prompt_worker=placed.prompt_worker,
@@ -78,31 +86,20 @@ class Router:
             (PLACEMENTS, placed),
         ]
         self._view.foresee(placed)
+        self._note(Call.FORESEE, now, placed)
         forwarded = False
         try:
             forwarded = await self._broker.forward(entry, ROUTERS, outgoing)
         finally:
             if not forwarded:
                 self._view.retract(placed)
+                self._note(Call.RETRACT, self._clock.now(), placed)
 
     def _on_entry(self, entry: Entry) -> None:
         """Keep the load view: every placement and every report, in order."""
-        self._view.apply(entry.message, entry.entry_id, self._clock.now() - entry.waited_s)
-
-
-def _placed(request: Submitted, choice: Placement) -> Placed:
-    return Placed(
-        request_id=request.request_id,
-        attempt=request.attempt,
-        prompt_worker=choice.prompt.worker_id,
-        token_worker=choice.token.worker_id,
-        prompt_address=choice.prompt.report.link_address,
-        token_address=choice.token.report.link_address,
-        prompt_tokens=request.prompt_tokens,
-        output_tokens=request.tokens_left,
-        gateway_id=request.gateway_id,
-        time_left_s=request.time_left_s,
-    )
+        heard_at = self._clock.now() - entry.waited_s
+        self._view.apply(entry.message, entry.entry_id, heard_at)
+        self._note(Call.APPLY, heard_at, entry.message, subject=entry.entry_id)
 
 
 def _unplaceable(request: Submitted, reason: str) -> Unplaceable:

@@ -41,6 +41,13 @@ class _Group:
 
 
 @dataclass(slots=True)
+class _Lease:
+    holder: str = ""
+    number: int = 0
+    until: float = float("-inf")
+
+
+@dataclass(slots=True)
 class _Stream:
     """Keys ascend; `frames` and `stored_at` have exactly the keys in `keys`."""
 
@@ -64,6 +71,7 @@ class MemoryBroker:
         self._reclaim_after_s = reclaim_after_s
         self._max_deliveries = max_deliveries
         self._streams: dict[StreamName, _Stream] = {}
+        self._leases: dict[str, _Lease] = {}
         self._last_key: _Key = (0, 0)
         self._news = asyncio.Event()
 
@@ -121,6 +129,15 @@ class MemoryBroker:
 
     async def delete(self, stream: StreamName) -> None:
         self._streams.pop(stream, None)
+
+    async def lease(self, name: str, holder: str, ttl_s: float) -> int | None:
+        lease, now = self._leases.setdefault(name, _Lease()), self._clock.now()
+        if now >= lease.until:
+            lease.holder, lease.number = holder, max(lease.number + 1, int(now * 1000))
+        elif lease.holder != holder:
+            return None
+        lease.until = now + ttl_s
+        return lease.number
 
     async def ping(self) -> float:
         return 0.0

@@ -57,6 +57,11 @@ class Broker(Protocol):
         """Drop a whole stream (that of a dead worker)."""
         ...
 
+    async def lease(self, name: str, holder: str, ttl_s: float) -> int | None:
+        """Take or renew the lease for `ttl_s` from now; None while another holds it. The number fences: it grows with
+        every new hold, also beyond what a broker that lost its memory gave out. `ttl_s` 0 gives the lease up."""
+        ...
+
     async def ping(self) -> float:
         """Round trip in seconds."""
         ...

@@ -17,6 +17,7 @@ from redis.exceptions import ResponseError
 from shared.broker.frames import read_frame
 from shared.broker.port import Entry
 from shared.broker.redis_calls import NoGroup, RedisCalls
+from shared.broker.redis_scripts import LEASE, SETTLE
 from shared.clock import SystemClock
 from shared.errors import BadFrame, Transient
 from shared.ids import EntryId, StreamName
@@ -27,22 +28,6 @@ from shared.wire.streams import DEAD_LETTER, KEPT_ENTRIES
 FIELD = b"m"
 OFFSET_VALID_S = 30.0
 NEWEST = EntryId("0-0")
-
-# Settle an entry and publish what follows from it, or do nothing if it was settled before.
-# KEYS: its stream, then the outgoing streams. ARGV: group, entry id, then (entries kept, frame) per outgoing stream.
-SETTLE = """
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
-redis.call('XDEL', KEYS[1], ARGV[2])
-for i = 2, #KEYS do
-  local keep, frame = ARGV[2 * i - 1], ARGV[2 * i]
-  if keep == '0' then
-    redis.call('XADD', KEYS[i], '*', 'm', frame)
-  else
-    redis.call('XADD', KEYS[i], 'MAXLEN', '~', keep, '*', 'm', frame)
-  end
-end
-return 1
-"""
 
 _Reader = tuple[StreamName, str, str]  # stream, group, consumer
 _Raw = tuple[EntryId, bytes | None]  # None: deleted while it was pending
@@ -59,6 +44,7 @@ class RedisBroker:
         self._reclaim_after_ms = int(reclaim_after_s * 1000)
         self._max_deliveries = max_deliveries
         self._settle_script = calls.commands.register_script(SETTLE)
+        self._lease_script = calls.commands.register_script(LEASE)
         self._clock = SystemClock()
         self._offset_s = 0.0  # Redis's time minus our clock
         self._offset_at = -OFFSET_VALID_S
@@ -149,6 +135,11 @@ class RedisBroker:
 
     async def delete(self, stream: StreamName) -> None:
         await self._calls.short(self._calls.commands.unlink(self._key(stream)))
+
+    async def lease(self, name: str, holder: str, ttl_s: float) -> int | None:
+        script = self._lease_script(keys=[f"{self._prefix}lease:{name}"], args=[holder, int(ttl_s * 1000)])
+        number = await self._calls.short(script)
+        return None if number is None else int(number)
 
     async def ping(self) -> float:
         started = self._clock.now()

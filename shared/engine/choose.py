@@ -49,10 +49,10 @@ def open_engine(
             name=name, max_model_len=max_model_len or _FAKE_MODEL_LEN, block_size=block_size, kv_blocks=kv_blocks
         )
     if kind == "paced":
-        from shared.engine.paced import PacedCosts, PacedEngine
+        from shared.engine.paced import PacedEngine, parse
 
         return PacedEngine(
-            PacedCosts.parse(paced_model), name=name, max_model_len=max_model_len or _FAKE_MODEL_LEN,
+            parse(paced_model), name=name, max_model_len=max_model_len or _FAKE_MODEL_LEN,
             block_size=block_size, kv_blocks=kv_blocks,
         )  # fmt: skip
     raise ConfigError(f"unknown engine {kind!r}: hf, fake or paced", param="engine")

@@ -7,61 +7,49 @@ step, as they do while a prompt is computed.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from shared.clock import Clock, SystemClock
 from shared.engine.fake import LAYERS, FakeEngine
 from shared.engine.port import OnLayer, Row
 from shared.errors import ConfigError
+from shared.wire.costs import Costs
+
+DEFAULT = Costs((10.0, 1.0, 0.0004), (35.0, 0.004, 2.0))  # about a model of 135 million parameters on one core
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PacedCosts:
-    """Milliseconds. prefill_ms (a, b, c): a + b * tokens + c * tokens² (per prompt, a once per step);
-    decode_ms (a, b, c): a + b * context (tokens of all sequences) + c * batch. The defaults are about those of
-    a model of 135 million parameters on one core."""
+def parse(text: str | None) -> Costs:
+    """ "prefill_ms=a,b,c decode_ms=a,b,c", either or both; None or "" means the defaults. Raises ConfigError."""
+    given = {}
+    for word in (text or "").split():
+        name, _, numbers = word.partition("=")
+        try:
+            a, b, c = (float(number) for number in numbers.split(","))
+            if name not in ("prefill_ms", "decode_ms") or not all(0 <= number < math.inf for number in (a, b, c)):
+                raise ValueError(name)
+        except ValueError as error:
+            raise ConfigError(
+                f"--paced-model: {word!r} is not prefill_ms=a,b,c or decode_ms=a,b,c with numbers from 0",
+                param="paced_model",
+            ) from error
+        given[name] = (a, b, c)
+    return replace(DEFAULT, **given)
 
-    prefill_ms: tuple[float, float, float] = (10.0, 1.0, 0.0004)
-    decode_ms: tuple[float, float, float] = (35.0, 0.004, 2.0)
 
-    @classmethod
-    def parse(cls, text: str | None) -> "PacedCosts":
-        """ "prefill_ms=a,b,c decode_ms=a,b,c", either or both; None or "" means the defaults. Raises ConfigError."""
-        given = {}
-        for word in (text or "").split():
-            name, _, numbers = word.partition("=")
-            try:
-                a, b, c = (float(number) for number in numbers.split(","))
-                if name not in ("prefill_ms", "decode_ms") or not all(0 <= number < math.inf for number in (a, b, c)):
-                    raise ValueError(name)
-            except ValueError as error:
-                raise ConfigError(
-                    f"--paced-model: {word!r} is not prefill_ms=a,b,c or decode_ms=a,b,c with numbers from 0",
-                    param="paced_model",
-                ) from error
-            given[name] = (a, b, c)
-        return cls(**given)
-
-    def step_s(self, rows: Sequence[Row]) -> float:
-        prompts = [
-            (row.start, row.start + len(row.token_ids)) for row in rows if row.start == 0 or len(row.token_ids) > 1
-        ]
-        contexts = [row.start + 1 for row in rows if row.start > 0 and len(row.token_ids) == 1]
-        total_ms = 0.0
-        if prompts:
-            a, b, c = self.prefill_ms
-            total_ms += a + sum(b * (end - start) + c * (end**2 - start**2) for start, end in prompts)
-        if contexts:
-            a, b, c = self.decode_ms
-            total_ms += a + b * sum(contexts) + c * len(contexts)
-        return total_ms / 1000
+def step_s(costs: Costs, rows: Sequence[Row]) -> float:
+    """A row of one token after others is a decode, any other a piece of a prompt."""
+    decodes = [row.start + 1 for row in rows if row.start > 0 and len(row.token_ids) == 1]
+    pieces = [(row.start, row.start + len(row.token_ids)) for row in rows if row.start == 0 or len(row.token_ids) > 1]
+    tokens = sum(end - start for start, end in pieces)
+    squares = sum(end**2 - start**2 for start, end in pieces)
+    return costs.step_s(tokens, squares, sum(decodes), len(decodes))
 
 
 class PacedEngine:
     """An Engine."""
 
     def __init__(
-        self, costs: PacedCosts, *, name: str = "paced", max_model_len: int = 8192, block_size: int = 16,
+        self, costs: Costs, *, name: str = "paced", max_model_len: int = 8192, block_size: int = 16,
         kv_blocks: int = 4096, clock: Clock | None = None, sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
         self._fake = FakeEngine(name=name, max_model_len=max_model_len, block_size=block_size, kv_blocks=kv_blocks)
@@ -73,15 +61,15 @@ class PacedEngine:
         self.close = self._fake.close
 
     def step(self, rows: Sequence[Row], on_layer: OnLayer | None = None) -> list[int | None]:
-        started_s, step_s = self._clock.now(), self._costs.step_s(rows)
+        started_s, takes_s = self._clock.now(), step_s(self._costs, rows)
 
         def paced(layer: int) -> None:
-            self._sleep_until(started_s + step_s * layer / LAYERS)
+            self._sleep_until(started_s + takes_s * layer / LAYERS)
             if on_layer is not None:
                 on_layer(layer)
 
         tokens = self._fake.step(rows, paced)
-        self._sleep_until(started_s + step_s)
+        self._sleep_until(started_s + takes_s)
         return tokens
 
     def _sleep_until(self, when_s: float) -> None:

@@ -1,121 +1,243 @@
-"""Machine level scheduling: what a worker computes next (Splitwise IV-B).
+"""Machine level scheduling: what a worker computes next (Splitwise IV-B), with prompts in pieces.
 
-Prompts first, FCFS, several together up to a token budget (throughput falls beyond it); else, and also after some
-prompt batches in a row, all decodes up to KV memory. A decode that finds no block preempts the youngest, which is
-recomputed later: the oldest always gets on.
+    order     by rank, which is constant: arrival, later by AGING_S for each class of priority
+    decodes   all of them, up to the seats; one token each
+    prompts   one budget a step, in tokens and in time: up to the knee, beside decodes what the target time leaves
+
+A prompt that fits into the budget is short and computed whole; of the longer ones the oldest gets a piece. While both
+kinds wait, that piece has half of the budget and the short ones the rest, so neither waits longer than twice the time
+that the work before it takes, however many come after it. What one kind leaves, the other gets.
+
+KV memory: a prompt takes the blocks of all its tokens with its first piece, so nobody holds a part and waits for more.
+A decode that finds no block preempts the youngest, which is recomputed later; the youngest itself waits. So the oldest
+always gets on.
 """
 
-from dataclasses import dataclass
-from enum import Enum
+from bisect import insort_left, insort_right
+from itertools import pairwise
+from typing import Generic
 
 from shared.ids import Attempt
-from shared.kv.blocks import BlockAllocator
-from shared.policy.sequence import Sequence
+from shared.kv.blocks import blocks_for
+from shared.policy.batch import Batch, BatchLimits, Blocks, Piece, Style, W, Work
+from shared.policy.step_room import LEAST_PROMPT_SHARE, StepRoom, knee_tokens
+from shared.wire.costs import REFERENCE_TOKENS, Costs
 
-PREFILLS_IN_A_ROW = 4
+__all__ = ["Batch", "BatchLimits", "Batcher", "Blocks", "Piece", "Style", "Work"]
 
-
-class Phase(Enum):
-    PREFILL = "prefill"
-    DECODE = "decode"
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    phase: Phase
-    sequences: tuple[Sequence, ...]
+LOOK_AHEAD = 64  # waiting prompts that are considered for a step
+STEPS_WITHOUT_DECODES = 4  # PROMPTS_FIRST
+LONE_STEPS = 4  # default of a step's target time: so many decode steps of a sequence alone
 
 
-class Batcher:
-    """Holds the sequences of one worker: `waiting` for prefill (by arrival), `running` in decode.
+def _rank(work: Work) -> float:
+    return work.rank
 
-    A prefilled sequence that is handed to another worker leaves through `remove` and is not counted here meanwhile.
-    `prompt_blocks`: a prompt starts only while so many blocks at most are in use after it. The rest serves grants and
-    growing decodes, so a worker full of prompts can always take over a decode, and a preempted sequence does not come
-    back only to be preempted again.
+
+class Batcher(Generic[W]):
+    """The sequences of one worker by rank: `waiting` with prompt tokens to compute, `running` in decode.
+
+    Those whose pieces a step computes are in neither: afterwards they come back through `enqueue` or `admit`. One that
+    is handed to another worker stays away. `costs` may be replaced at any time.
     """
 
-    def __init__(
-        self, blocks: BlockAllocator, *, max_num_seqs: int, max_num_batched_tokens: int, prompt_blocks: int
-    ) -> None:
+    def __init__(self, blocks: Blocks, limits: BatchLimits, costs: Costs) -> None:
         self._blocks = blocks
-        self._max_num_seqs = max_num_seqs
-        self._max_num_batched_tokens = max_num_batched_tokens
-        self._prompt_blocks = prompt_blocks
-        self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
-        self._prefills = 0  # prompt batches since the last decode step
+        self._limits = limits
+        self.costs = costs
+        self.waiting: list[W] = []
+        self.running: list[W] = []
+        self._stalled: list[W] = []  # running, left out of the latest batch for want of a block
+        self._preempted: set[Attempt] = set()  # waiting again
+        self._memory_for: W | None = None  # the oldest prompt that the latest batch had no memory for
+        self._without_decodes = 0  # PROMPTS_FIRST: steps in a row that left decodes out
+        self._prompts_next = False  # PROMPTS_FIRST: the latest batch has decodes alone because it was their turn
 
-    def enqueue(self, sequence: Sequence) -> None:
-        """A prompt joins the queue at its place by arrival."""
-        self.waiting.append(sequence)
-        self.waiting.sort(key=lambda s: s.arrived_at)
+    @property
+    def step_target_s(self) -> float:
+        """How long a step may take that has prompts and decodes."""
+        return self._limits.step_target_s or LONE_STEPS * self.costs.decode_s(REFERENCE_TOKENS, 1)
 
-    def admit(self, sequence: Sequence) -> None:
+    @property
+    def step_tokens(self) -> int:
+        """How many prompt tokens a step has at most."""
+        return knee_tokens(self.costs, self._limits.max_num_batched_tokens)
+
+    @property
+    def short_of_blocks(self) -> bool:
+        """Whether decodes of this worker wait for memory, which then is not given to newcomers."""
+        return bool(self._stalled) or bool(self._preempted)
+
+    def yields_to(self, rank: float) -> bool:
+        """Whether no older prompt waits here for memory, so that a newcomer of this rank may take some."""
+        return self._memory_for is None or self._memory_for not in self.waiting or rank <= self._memory_for.rank
+
+    def enqueue(self, work: W) -> None:
+        """A prompt, or what is left of it, joins the queue at its place by rank."""
+        (insort_left if work.computed else insort_right)(self.waiting, work, key=_rank)
+
+    def admit(self, work: W) -> None:
         """A sequence whose prompt is computed and lies in its blocks joins the decodes."""
-        self.running.append(sequence)
-        self.running.sort(key=lambda s: s.arrived_at)
+        insort_right(self.running, work, key=_rank)
 
     def remove(self, key: Attempt) -> None:
-        self.waiting = [s for s in self.waiting if s.key != key]
-        self.running = [s for s in self.running if s.key != key]
+        self._preempted.discard(key)
+        for queue in (self._stalled, self.running, self.waiting):
+            for index, work in enumerate(queue):
+                if work.key == key:
+                    del queue[index]
+                    break
 
-    def next_batch(self) -> Batch | None:
+    def next_batch(self) -> Batch[W] | None:
         """What to compute now, with its blocks allocated; None when there is nothing that can run."""
-        decodes_first = bool(self.running) and self._prefills >= PREFILLS_IN_A_ROW
-        for phase in (Phase.DECODE, Phase.PREFILL) if decodes_first else (Phase.PREFILL, Phase.DECODE):
-            chosen = self._prompts() if phase is Phase.PREFILL else self._decodes()
-            if chosen:
-                self._prefills = self._prefills + 1 if phase is Phase.PREFILL else 0
-                return Batch(phase, tuple(chosen))
-        return None
+        if self._limits.style is Style.PROMPTS_FIRST:
+            return self._prompts_first()
+        decodes = self._decodes(self._limits.max_num_seqs)
+        pieces = self._pieces(decodes) if self.waiting else ()
+        return Batch(pieces, decodes) if decodes or pieces else None
 
-    def _prompts(self) -> list[Sequence]:
-        chosen: list[Sequence] = []
-        tokens = 0
-        for sequence in self.waiting:
-            tokens += sequence.pending_tokens
-            seats = self._max_num_seqs - len(self.running) - len(chosen)
-            if seats <= 0 or (chosen and tokens > self._max_num_batched_tokens):
-                break
-            if not self._make_room(sequence):
-                break
-            chosen.append(sequence)
-        self.waiting = self.waiting[len(chosen) :]
-        return chosen
+    # ---- decodes ----------------------------------------------------------------------------------------------------
 
-    def _make_room(self, sequence: Sequence) -> bool:
-        """Blocks for the prompt, within the prompts' share of memory; a lone prompt may take what there is."""
-        before = self._blocks.used_blocks
-        if not self._blocks.reach(sequence.key, len(sequence.tokens)):
-            return False
-        if before and self._blocks.used_blocks > self._prompt_blocks:
-            self._blocks.release(sequence.key)
-            return False
+    def _decodes(self, seats: int) -> tuple[W, ...]:
+        """The oldest, each with a block for its next token."""
+        size = self._blocks.block_size
+        self._stalled = []
+        for work in [w for w in self.running[:seats] if not w.computed % size]:  # its last block is full
+            if work.computed and not self._grow(work):  # else it was preempted just now
+                self._stalled.append(work)
+        decodes = self.running[:seats]
+        return tuple([w for w in decodes if w not in self._stalled] if self._stalled else decodes)
+
+    def _grow(self, work: W) -> bool:
+        while not self._blocks.reach(work.key, work.length):
+            if self.running[-1] is work:
+                return False
+            victim = self.running.pop()
+            self._blocks.release(victim.key)
+            self._preempted.add(victim.key)
+            victim.computed = 0
+            self.enqueue(victim)
         return True
 
-    def _decodes(self) -> list[Sequence]:
-        chosen: list[Sequence] = []
-        for sequence in list(self.running):
-            if len(chosen) == self._max_num_seqs:
-                break
-            if sequence not in self.running:  # preempted for an older one in this very round
-                break
-            while not self._blocks.reach(sequence.key, len(sequence.tokens)):
-                if self._preempt_youngest() is sequence:
-                    return chosen
-            chosen.append(sequence)
-        return chosen
+    def decode_steps(self, batch: Batch[W]) -> int:
+        """For a batch without pieces: so many steps in a row, this one included, choose the very same if nothing
+        arrives and nobody ends. Afterwards a block is missing, or a prompt's turn has come."""
+        if batch.pieces or self._stalled or self._prompts_next:
+            return 1
+        size = self._blocks.block_size
+        rounds, rest = divmod(self._blocks.free_blocks, len(batch.decodes))  # a round: a block for everybody
+        return rounds * size + sorted([size - w.computed % size for w in batch.decodes])[rest]
 
-    def _preempt_youngest(self) -> Sequence:
-        victim = self.running.pop()
-        self._blocks.release(victim.key)
-        victim.computed = 0
-        self.enqueue(victim)
-        return victim
+    def grow(self, batch: Batch[W], steps: int) -> None:
+        """Take the KV memory of so many steps of this batch at once; `decode_steps` says how many there is room for."""
+        size = self._blocks.block_size
+        for work in batch.decodes:
+            if work.computed % size + steps > size:  # else its last block holds them all
+                self._blocks.reach(work.key, work.length + steps - 1)
+
+    # ---- prompts ----------------------------------------------------------------------------------------------------
+
+    def _pieces(self, decodes: tuple[W, ...]) -> tuple[Piece[W], ...]:
+        candidates = self._candidates()
+        if not candidates:
+            return ()
+        room = self._room(decodes)
+        fresh = room.tokens(0)
+        longs: list[W] = []
+        shorts: list[W] = []
+        for work in candidates:
+            fits = work.length - work.computed <= (room.tokens(work.computed) if work.computed else fresh)
+            (shorts if fits else longs).append(work)
+        if not longs:
+            return self._open(_shorts(shorts, room, whole=True))
+        long = longs[0]
+        end = long.computed + room.tokens(long.computed, 0.5 if shorts else 1.0)
+        room.take(long.computed, end)
+        pieces = _shorts(shorts, room, whole=False)
+        end = min(long.length, end + room.tokens(end))
+        return self._open([*pieces, Piece(long, end)])
+
+    def _room(self, decodes: tuple[W, ...]) -> StepRoom:
+        tokens, costs = self.step_tokens, self.costs
+        if not decodes:
+            return StepRoom(costs, tokens, until_s=costs.prefill_s(tokens))
+        if self._limits.chunk_tokens is not None:
+            return StepRoom(costs, self._limits.chunk_tokens)
+        context, batch = sum([w.length for w in decodes]), len(decodes)
+        until_s = max(self.step_target_s, costs.decode_s(context, batch) / (1.0 - LEAST_PROMPT_SHARE))
+        return StepRoom(costs, tokens, until_s=until_s, context=context, batch=batch)
+
+    def _candidates(self) -> list[W]:
+        """Prompts that may get a piece: those that hold their blocks, and new ones, oldest first, as far as seats and
+        blocks reach: nobody overtakes into memory."""
+        window = self.waiting[:LOOK_AHEAD]
+        seats = self._limits.max_num_seqs - len(self.running) - sum([w.computed > 0 for w in window])
+        used, open_ = self._blocks.used_blocks, True
+        self._memory_for = None
+        result = []
+        for work in window:
+            if not work.computed and open_:
+                need = blocks_for(work.length, self._blocks.block_size)
+                limit = self._limits.prompt_blocks if used else self._blocks.total
+                used, seats = used + need, seats - 1
+                open_ = seats >= 0 and used <= limit
+                if used > limit:
+                    self._memory_for = work
+            if work.computed or open_:
+                result.append(work)
+        return result or [w for w in self.waiting[LOOK_AHEAD:] if w.computed]
+
+    def _open(self, pieces: list[Piece[W]]) -> tuple[Piece[W], ...]:
+        """Take them out of the queue, new ones with blocks for the whole prompt."""
+        for piece in pieces:
+            work = piece.sequence
+            self.waiting.remove(work)
+            self._preempted.discard(work.key)
+            opened = work.computed > 0 or self._blocks.reach(work.key, work.length)
+            assert opened, "a candidate without room"
+        return tuple(pieces)
+
+    # ---- the baseline -----------------------------------------------------------------------------------------------
+
+    def _prompts_first(self) -> Batch[W] | None:
+        limits = self._limits
+        forced = bool(self.running) and self._without_decodes >= STEPS_WITHOUT_DECODES
+        self._prompts_next = forced and bool(self.waiting)
+        pieces = () if forced or not self.waiting else self._whole_prompts()
+        left = limits.max_num_batched_tokens - sum([p.end for p in pieces])
+        decodes = self._decodes(max(0, min(limits.max_num_seqs - len(pieces), left)) if pieces else limits.max_num_seqs)
+        left_out = bool(pieces) and len(decodes) < len(self.running)
+        self._without_decodes = self._without_decodes + 1 if left_out else 0
+        return Batch(pieces, decodes) if decodes or pieces else None
+
+    def _whole_prompts(self) -> tuple[Piece[W], ...]:
+        pieces: list[Piece[W]] = []
+        tokens = 0
+        for work in self._candidates():
+            tokens += work.length
+            if pieces and tokens > self._limits.max_num_batched_tokens:
+                break
+            pieces.append(Piece(work, work.length))
+        return self._open(pieces)
 
     def check(self) -> None:
-        ids = [s.key for s in [*self.waiting, *self.running]]
-        assert len(ids) == len(set(ids)), "a request is queued twice"
-        assert all(s.pending_tokens >= 1 for s in self.waiting), "a waiting sequence has nothing to compute"
-        assert all(s.pending_tokens == 1 for s in self.running), "a decode must compute exactly one token"
+        keys = [w.key for w in [*self.waiting, *self.running]]
+        assert len(keys) == len(set(keys)), "a request is queued twice"
+        assert all(w.length > w.computed for w in self.waiting), "a waiting sequence has nothing to compute"
+        assert all(w.length == w.computed + 1 for w in self.running), "a decode must compute exactly one token"
+        for queue in (self.waiting, self.running):
+            assert all(a.rank <= b.rank for a, b in pairwise(queue)), "not in the order of rank"
+        assert self._preempted <= {w.key for w in self.waiting}, "preempted and not waiting"
+
+
+def _shorts(works: list[W], room: StepRoom, *, whole: bool) -> list[Piece[W]]:
+    """Prompts as far as there is room. Only beside a long one is the last of them cut, so that they get their half;
+    else a part of a prompt would delay the others of this step, and gain nothing yet."""
+    pieces: list[Piece[W]] = []
+    for work in works:
+        end = min(work.length, work.computed + room.tokens(work.computed))
+        if end == work.computed or (whole and end < work.length):
+            break
+        room.take(work.computed, end)
+        pieces.append(Piece(work, end))
+    return pieces

@@ -11,9 +11,21 @@
 Ownership of blocks:  prompt side  from prefill until KvAccepted (or until nobody wants the request)
                       token side   from Granted until the request ends there
 
+A prompt may be computed in several pieces. PrefillStarted comes with the first; slice i, a layer of a token range, is
+ready during the step whose piece reaches the end of that range.
+
 The wire messages are the events; the few local ones are below. Waiting is bounded: a request that is not granted
 within GRANT_WAIT_S of its prefill decodes where it lies; a grant that is not used expires after IDLE_S; a transfer that
 stands still is given up; and the loss of the peer's link ends everything with it.
+
+No two workers wait for each other's KV space. A prompt takes the blocks of all its tokens with its first piece, so a
+prompt under way needs memory nowhere but where it goes. Prompts start only within a share of a worker's blocks (see
+BatchLimits); all others are held by decodes, which end by themselves, and by grants, which wait for bytes that are
+already in the sender's memory or will be without further memory. So whoever is first in a grant queue gets its blocks
+when some of these end; it stands back for an older prompt of that worker only while no KV of that worker waits for a
+grant itself. Where that share was exceeded, by a lone prompt or because decodes grew, a circle could close
+through decodes that wait for a block; GRANT_WAIT_S cuts it: the waiting hand-off becomes a decode of its own worker,
+where the youngest is preempted if the oldest lacks a block.
 """
 
 from dataclasses import dataclass
@@ -54,7 +66,7 @@ class PrefillStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceReady:
-    """The KV of slice `index` lies in the prompt worker's pages."""
+    """The KV of slice `index` (see shared.kv.layout) lies in the prompt worker's pages."""
 
     key: Attempt
     index: int

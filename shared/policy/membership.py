@@ -4,22 +4,20 @@ A worker is gone when it said goodbye, or when it has been silent for long while
 the broker is in trouble, and nobody is gone.
 """
 
-from shared.ids import EntryId, WorkerId
+from shared.ids import WorkerId
 from shared.policy.view import View
-from shared.wire.messages import StreamMessage
 from shared.wire.terms import State
 
 GRACE_S = 15.0  # a worker that was only stopped for less finds its stream as it was
 
 
 class Membership:
-    def __init__(self) -> None:
-        self._view = View()
+    """Reads a view that others feed."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
         self._out_since: dict[WorkerId, float] = {}
         self._swept: set[WorkerId] = set()
-
-    def apply(self, message: StreamMessage, entry_id: EntryId, now: float) -> None:
-        self._view.apply(message, entry_id, now)
 
     def gone(self, now: float) -> list[WorkerId]:
         """Workers whose stream nobody will read again, until `swept` says that it was deleted."""

@@ -26,7 +26,7 @@ Event = (
 
 @dataclass(slots=True)
 class Outgoing:
-    """`ready`: slices whose KV is in the pages. `to_push`: those of them that wait for the grant (or for a retry).
+    """`ready`: how many slices lie in the pages. `to_push`: those of them that wait for the grant (or for a retry).
     `pushed`: those handed to the transport under the present transfer id."""
 
     request: Submitted
@@ -63,6 +63,11 @@ class PromptSide:
 
     def __len__(self) -> int:
         return len(self._outgoing)
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether a prompt is computed whose KV no token worker has granted room for."""
+        return any(o.first_token is not None and o.granted_by is None for o in self._outgoing.values())
 
     def handle(self, event: Event, now: float) -> list[h.Command]:
         return list(self._handle(event, now))

@@ -6,13 +6,20 @@ from shared.ids import Address, Attempt
 from shared.wire.messages import Submitted
 from shared.wire.terms import Finish
 
+AGING_S = 10.0  # a lower class of priority waits so much longer than the class above it, and no more
+
+
+def rank_of(request: Submitted, arrived_at: float) -> float:
+    """Who is served first: the smallest."""
+    return arrived_at + AGING_S * request.priority
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`tokens` is the request's prompt and what was sampled since; KV lies in pages for positions [0, computed).
 
-    The next step computes tokens[computed:]: many tokens are a prompt (prefill), one token is a decode. Preemption by
-    recompute is `computed = 0` and nothing else.
+    Still to be computed is tokens[computed:]: a prompt, in pieces, before the first sampled token and after preemption
+    by recompute, which is `computed = 0` and nothing else; otherwise one token, a decode. `rank`: who is served first.
     """
 
     request: Submitted
@@ -25,13 +32,19 @@ class Sequence:
     cancelled: bool = False
     prefill_started_at: float = 0.0
     prefill_ended_at: float = 0.0
+    rank: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = self.tokens or list(self.request.token_ids)
+        self.rank = rank_of(self.request, self.arrived_at)
 
     @property
     def key(self) -> Attempt:
         return self.request.key
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
 
     @property
     def pending_tokens(self) -> int:

@@ -1,12 +1,14 @@
 """The token worker's side of the KV hand-off (sequence chart in shared.policy.handoff)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from shared.ids import Address, Attempt
 from shared.kv.blocks import BlockAllocator, blocks_for
 from shared.kv.layout import KvShape, cut
 from shared.policy import handoff as h
+from shared.policy.demand import AnswerLength
+from shared.policy.sequence import rank_of
 from shared.wire.messages import Granted, KvAccepted, KvComplete, KvDamaged, Refused, Release, Reserve, Submitted
 from shared.wire.terms import PushMode
 
@@ -45,6 +47,7 @@ class Incoming:
     slices: int
     size_bytes: int
     offered_id: int
+    rank: float
     transfer_id: int = 0
     arrived: dict[int, int] = field(default_factory=dict)
     complete: KvComplete | None = None
@@ -58,18 +61,23 @@ class TokenSide:
     to the request from then on: until it is forgotten here, or, once admitted, until it ends. Slices land in staging
     buffers and are copied into the blocks, so blocks can be given back at once, whatever is still under way.
 
-    fresh_transfer_id: iterator of random 48-bit numbers, handed in so that nothing here draws one.
+    fresh_transfer_id: iterator of random 48-bit numbers, handed in so that nothing here draws one. admits: whether a
+    request of this rank may take memory now, or others of this worker come first. growth: how many blocks more the
+    running decodes are expected to need; `answers` says so of those that come.
     """
 
     def __init__(
-        self, blocks: BlockAllocator, shape: KvShape, *, max_model_len: int, fresh_transfer_id: Iterator[int]
-    ) -> None:
+        self, blocks: BlockAllocator, shape: KvShape, *, max_model_len: int, fresh_transfer_id: Iterator[int],
+        answers: AnswerLength, admits: Callable[[float], bool], growth: Callable[[], int],
+    ) -> None:  # fmt: skip
         self._blocks = blocks
         self._shape = shape
         self._max_model_len = max_model_len
         self._fresh = fresh_transfer_id
+        self._answers = answers
+        self._admits = admits
+        self._growth = growth
         self._incoming: dict[Attempt, Incoming] = {}
-        self.granting = True  # False while preempted sequences of this worker wait for blocks: those come first
         self.draining = False
 
     def __contains__(self, key: Attempt) -> bool:
@@ -91,7 +99,7 @@ class TokenSide:
     def _handle(self, event: Event, now: float) -> Iterator[h.Command]:
         match event:
             case Reserved():
-                yield from self._reserve(event)
+                yield from self._reserve(event, now)
             case h.PeerGone(peer=peer):
                 for incoming in [i for i in self._incoming.values() if i.peer == peer]:
                     yield h.CloseEndpoint(kv_address=incoming.kv_address)
@@ -104,7 +112,7 @@ class TokenSide:
                     yield from self._advance(known, event, now)
         yield from self._grant(now)
 
-    def _reserve(self, event: Reserved) -> Iterator[h.Command]:
+    def _reserve(self, event: Reserved, now: float) -> Iterator[h.Command]:
         request, reserve = event.reserve.request, event.reserve
         if request.key in self._incoming:
             return
@@ -126,6 +134,7 @@ class TokenSide:
             slices=len(slices),
             size_bytes=sum(s.size_bytes(self._shape) for s in slices),
             offered_id=reserve.transfer_id,
+            rank=rank_of(request, now - request.waited_s),
         )
 
     def _grant(self, now: float) -> Iterator[h.Command]:
@@ -136,12 +145,24 @@ class TokenSide:
             in_flight = sum(i.size_bytes for i in self._incoming.values() if i.transfer_id)
             if in_flight and in_flight + incoming.size_bytes > IN_FLIGHT_BYTES:
                 return
-            request = incoming.request
-            if not self.granting or not self._blocks.reach(request.key, request.prompt_tokens + 1):
+            if not self._admits(incoming.rank) or not self._take_blocks(incoming.request):
                 return
             incoming.transfer_id = incoming.offered_id
             incoming.deadline = now + h.IDLE_S
             yield self._post(incoming, tuple(range(incoming.slices)))
+
+    def _take_blocks(self, request: Submitted) -> bool:
+        """Blocks for the prompt, if there would be enough for all that is expected of it and of those let in before;
+        if nothing is expected of these, for the prompt."""
+        granted = (i.request for i in self._incoming.values() if i.transfer_id)
+        growing = self._growth() + sum(self._growth_of(r) for r in granted)
+        if growing and growing + self._growth_of(request) > self._blocks.free_blocks:
+            return False
+        return self._blocks.reach(request.key, request.prompt_tokens + 1)
+
+    def _growth_of(self, request: Submitted) -> int:
+        at_end = self._answers.tokens_at_end(request.prompt_tokens, 0, request.tokens_left)
+        return blocks_for(at_end, self._blocks.block_size) - len(self._blocks.owned(request.key))
 
     def _post(self, incoming: Incoming, indices: tuple[int, ...]) -> h.Command:
         return h.PostReceives(

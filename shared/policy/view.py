@@ -6,67 +6,60 @@ for `SILENT_S`; when nobody is heard, the broker is in trouble and everyone keep
 after such an outage therefore excuses everyone's silence during it.
 """
 
+import math
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from shared.ids import EntryId, RequestId, ServiceId, WorkerId
-from shared.kv.blocks import blocks_for
-from shared.wire.messages import Placed, ServiceReport, StreamMessage, WorkerReport
-from shared.wire.terms import State
+from shared.ids import Attempt, EntryId, ServiceId, WorkerId
+from shared.policy.ranking import Ranking
+from shared.policy.worker_view import Order, WorkerView
+from shared.wire.messages import Placed, StreamMessage
+from shared.wire.reports import ServiceReport, WorkerReport
+from shared.wire.terms import Role, State
 
 SILENT_S = 5.0
 OUTAGE_S = 2.5  # nobody at all was heard for so long: reports come every second
-FORGET_S = 30.0
-EXPECTED_OUTPUT_TOKENS = 256
+FORGET_AFTER = 6.0  # times as long
+FORGET_EVERY_S = 1.0
 
 
-def order_of(entry_id: EntryId) -> tuple[int, int]:
+@lru_cache(maxsize=256)  # reports cover the same placement again and again
+def order_of(entry_id: EntryId) -> Order:
     """Stream ids compare as (milliseconds, sequence)."""
     milliseconds, _, sequence = entry_id.partition("-")
     return int(milliseconds), int(sequence or 0)
 
 
 @dataclass(slots=True)
-class WorkerView:
-    """A worker as seen from afar. `placed` holds what its report does not cover yet."""
+class Pool:
+    """The ready workers of a model that are observed in one pool, by either score."""
 
-    report: WorkerReport
-    heard_at: float
-    placed: dict[tuple[RequestId, int], tuple[tuple[int, int] | None, Placed]] = field(default_factory=dict)
-
-    @property
-    def worker_id(self) -> WorkerId:
-        return self.report.worker_id
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Prompt tokens that this worker still has to compute (JSQ weight of the prompt side)."""
-        mine = (p.prompt_tokens for _, p in self.placed.values() if p.prompt_worker == self.worker_id)
-        return self.report.queue_tokens + sum(mine)
-
-    @property
-    def kv_demand(self) -> float:
-        """KV blocks that this worker's decodes are expected to need, as a share of what it has (JSQ weight of the
-        token side)."""
-        mine = (expected_blocks(p, self.report.block_size) for _, p in self.placed.values() if self._decodes(p))
-        return (self.report.demand_blocks + sum(mine)) / max(1, self.report.kv_blocks_total)
-
-    def _decodes(self, placed: Placed) -> bool:
-        return placed.token_worker == self.worker_id
-
-
-def expected_blocks(placed: Placed, block_size: int) -> int:
-    """Blocks at the end of a request, as far as one can expect: max_tokens is an upper bound that few reach."""
-    return blocks_for(placed.prompt_tokens + min(placed.output_tokens, EXPECTED_OUTPUT_TOKENS), block_size)
+    prompt: Ranking[WorkerView] = field(default_factory=Ranking)
+    token: Ranking[WorkerView] = field(default_factory=Ranking)
 
 
 class View:
-    """Feed it every entry of `placements` and `reports`; ask it for the workers that can be given work."""
+    """Feed it every entry of `placements` and `reports`; ask it for the workers that can be given work.
 
-    def __init__(self) -> None:
+    `salt`: routers with different ones break ties differently, so that they do not all run to the same idle worker.
+    `silent_s`: how long others must have been heard since; infinite where nobody dies unsaid.
+    """
+
+    def __init__(self, salt: str = "", silent_s: float = SILENT_S) -> None:
         self.workers: dict[WorkerId, WorkerView] = {}
         self.services: dict[ServiceId, ServiceReport] = {}
+        self._salt = salt
+        self._silent_s = silent_s
+        self._pools: dict[tuple[str, Role], Pool] = {}
+        self._foreseen: dict[Attempt, Placed] = {}
         self._service_heard_at: dict[ServiceId, float] = {}
         self._last_heard_at = float("-inf")
+        self._forgot_at = float("-inf")
+        self._changed: dict[WorkerId, None] = {}  # a set in order
+
+    # ---- what is heard ----------------------------------------------------------------------------------------------
 
     def apply(self, message: StreamMessage, entry_id: EntryId, now: float) -> None:
         match message:
@@ -81,12 +74,25 @@ class View:
 
     def foresee(self, placed: Placed) -> None:
         """Count a placement that this process is about to make and will soon read back from the stream."""
-        self._place(placed, None)
+        self._foreseen[placed.request_id, placed.attempt] = placed
+        self._count(placed, None)
 
     def retract(self, placed: Placed) -> None:
         """The foreseen placement was not made after all."""
-        for worker in self.workers.values():
-            worker.placed.pop((placed.request_id, placed.attempt), None)
+        if (foreseen := self._foreseen.pop((placed.request_id, placed.attempt), None)) is not None:
+            for worker in self._concerned(foreseen):
+                if worker.take_back(foreseen):
+                    self._rank(worker)
+
+    # ---- what is asked ----------------------------------------------------------------------------------------------
+
+    def shortest(self, model: str, pool: Role, fits: Callable[[WorkerView], bool]) -> WorkerView | None:
+        """Of a pool's ready workers in sight that fit, the one with the least time to a first token."""
+        return self._pool(model, pool).prompt.first(lambda w: not self.out_of_sight(w) and fits(w))
+
+    def least_demand(self, model: str, pool: Role, fits: Callable[[WorkerView], bool]) -> WorkerView | None:
+        """The same for decodes: the one with the least time between tokens."""
+        return self._pool(model, pool).token.first(lambda w: not self.out_of_sight(w) and fits(w))
 
     def reachable(self, now: float) -> list[WorkerView]:
         """Workers that are ready and not out of sight, in a stable order."""
@@ -94,29 +100,55 @@ class View:
         ready = (w for w in self.workers.values() if w.report.state is State.READY and not self.out_of_sight(w))
         return sorted(ready, key=lambda w: w.worker_id)
 
+    def take_changed(self) -> list[WorkerId]:
+        """Workers heard of or placed on since it was asked last, for a single asker. Sight changes unsaid."""
+        changed = list(self._changed)
+        self._changed.clear()
+        return changed
+
+    @property
+    def may_fall_silent(self) -> bool:
+        return self._silent_s < math.inf
+
     def out_of_sight(self, worker: WorkerView) -> bool:
-        return worker.heard_at < self._last_heard_at - SILENT_S
+        return worker.heard_at < self._last_heard_at - self._silent_s
 
     def forget(self, now: float) -> None:
         """Drop whoever has been lost or silent for long; only while somebody is heard."""
-        if now - self._last_heard_at > SILENT_S:
+        if not now - self._last_heard_at <= self._silent_s < math.inf or now - self._forgot_at < FORGET_EVERY_S:
             return
-        stale = now - FORGET_S
-        self.workers = {i: w for i, w in self.workers.items() if w.heard_at > stale}
-        gone = [i for i, at in self._service_heard_at.items() if at < now - 2 * SILENT_S]
+        self._forgot_at = now
+        for worker in [w for w in self.workers.values() if w.heard_at <= now - FORGET_AFTER * self._silent_s]:
+            worker.version += 1  # out of its ranking
+            del self.workers[worker.worker_id]
+            self._changed.pop(worker.worker_id, None)
+        gone = [i for i, at in self._service_heard_at.items() if at < now - 2 * self._silent_s]
         for service_id in gone:
             del self.services[service_id], self._service_heard_at[service_id]
 
-    def _place(self, placed: Placed, order: tuple[int, int] | None) -> None:
-        """A placement that is read back takes the place of the foreseen one, wherever that counted."""
-        self.retract(placed)
-        for worker_id in {placed.prompt_worker, placed.token_worker}:
-            worker = self.workers.get(worker_id)
-            if worker is not None and not self._covered(worker, order):
-                worker.placed[placed.request_id, placed.attempt] = (order, placed)
+    # ---- placements -------------------------------------------------------------------------------------------------
 
-    def _covered(self, worker: WorkerView, order: tuple[int, int] | None) -> bool:
-        return order is not None and order <= order_of(worker.report.covers)
+    def _place(self, placed: Placed, order: Order) -> None:
+        """A placement that is read back takes the place of the foreseen one, wherever that counted."""
+        foreseen = self._foreseen.get((placed.request_id, placed.attempt))
+        if foreseen is not None and (foreseen.prompt_worker, foreseen.token_worker) != (
+            placed.prompt_worker,
+            placed.token_worker,
+        ):
+            self.retract(placed)
+        self._foreseen.pop((placed.request_id, placed.attempt), None)
+        self._count(placed, order)
+
+    def _count(self, placed: Placed, order: Order | None) -> None:
+        for worker in self._concerned(placed):
+            if worker.place(placed, order):
+                self._rank(worker)
+
+    def _concerned(self, placed: Placed) -> list[WorkerView]:
+        ids = {placed.prompt_worker: None, placed.token_worker: None}
+        return [worker for i in ids if (worker := self.workers.get(i)) is not None]
+
+    # ---- reports ----------------------------------------------------------------------------------------------------
 
     def _hear(self, now: float) -> None:
         outage_s = now - self._last_heard_at
@@ -128,11 +160,12 @@ class View:
 
     def _hear_worker(self, report: WorkerReport, now: float) -> None:
         self._hear(now)
-        known = self.workers.get(report.worker_id)
-        placed = known.placed if known else {}
-        worker = WorkerView(report=report, heard_at=now)
-        worker.placed = {key: (order, p) for key, (order, p) in placed.items() if not self._covered(worker, order)}
-        self.workers[report.worker_id] = worker
+        worker = self.workers.get(report.worker_id)
+        if worker is None:
+            tie = zlib.crc32(f"{self._salt}{report.worker_id}".encode()) if self._salt else 0
+            worker = self.workers[report.worker_id] = WorkerView(report, tie)
+        worker.hear(report, order_of(report.covers), now)
+        self._rank(worker)
 
     def _hear_service(self, report: ServiceReport, now: float) -> None:
         self._hear(now)
@@ -140,3 +173,29 @@ class View:
         self.services[report.service_id] = report
         if report.state is State.LOST:
             del self.services[report.service_id], self._service_heard_at[report.service_id]
+
+    # ---- pools ------------------------------------------------------------------------------------------------------
+
+    def _pool(self, model: str, pool: Role) -> Pool:
+        if (model, pool) not in self._pools:
+            self._pools[model, pool] = Pool()
+        return self._pools[model, pool]
+
+    def _rank(self, worker: WorkerView) -> None:
+        """After a change: at its new place, if it can be given work at all."""
+        self._changed[worker.report.worker_id] = None
+        if worker.report.state is State.READY:
+            pool = self._pool(worker.report.model, worker.pool)
+            pool.prompt.put(worker.prompt_score, worker)
+            pool.token.put(worker.token_score, worker)
+
+    def check(self) -> None:
+        """Load equals the last report plus the placements it does not cover."""
+        for worker in self.workers.values():
+            mine = [p for _, p in worker.placed.values()]
+            prompts = sum(p.prompt_tokens for p in mine if p.prompt_worker == worker.worker_id)
+            decodes = sum(p.token_worker == worker.worker_id and p.output_tokens > 1 for p in mine)
+            assert worker.prompt_tokens == worker.report.queue_tokens + prompts, "prompt tokens"
+            assert worker.decodes == worker.report.decodes + decodes, "decodes"
+            assert all(order is None or order > worker.covers for order, _ in worker.placed.values()), "covered"
+        assert self._changed.keys() <= self.workers.keys(), "as many as there are workers, whether anyone asks or not"

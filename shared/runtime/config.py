@@ -52,11 +52,36 @@ class Settings:
     token_workers: int = option(1, "workers whose home is the token pool", whole_number(0), UP)
     mixed_workers: int = option(0, "workers that do both phases (colocated mode)", whole_number(0), UP)
     routers: int = option(1, "routers", whole_number(1), UP)
+    pool_managers: int = option(
+        1, "pool managers, of which one is active (0: home roles stay as they are)", whole_number(0), UP
+    )
+
+    pools: str = option(
+        "moving", "moving: home roles follow the load and pools lend workers; fixed: neither",
+        one_of("moving", "fixed"), ("up", "router", "pool_manager", "gateway"),
+    )  # fmt: skip
+    journal: str | None = option(
+        None, "directory for the journals of routers and pool managers, which `splitmesh replay` checks", nonempty,
+        ("up", "router", "pool_manager"),
+    )  # fmt: skip
 
     host: str = option("127.0.0.1", "address of the HTTP API", services=("up", "gateway"))
     port: int = option(8000, "port of the HTTP API (0: any free one)", whole_number(0, 65535), ("up", "gateway"))
     api_key: tuple[str, ...] = option((), "accepted bearer token; repeatable", services=("up", "gateway"), many=True)
     request_timeout_s: float = option(600.0, "deadline of a request in seconds", seconds, ("up", "gateway"))
+
+    ttft_target_s: float | None = option(
+        None, "seconds to the first token that are promised: what cannot meet it is refused", seconds,
+        ("up", "router", "gateway"),
+    )  # fmt: skip
+    tbt_target_s: float | None = option(
+        None, "seconds between tokens that are promised (default of a worker: 4 of its lone decode steps)", seconds,
+        ("up", "prompt_worker", "token_worker", "gateway"),
+    )  # fmt: skip
+    max_queued_tokens: int | None = option(
+        None, "prompt tokens that may wait in the whole mesh: what exceeds them is refused (default: any number)",
+        whole_number(1), ("up", "gateway"),
+    )  # fmt: skip
 
     role: str | None = option(
         None, "home pool of the worker", one_of("prompt", "token", "mixed"), ("prompt_worker", "token_worker")

@@ -9,7 +9,7 @@ import structlog
 from shared.broker.port import Broker, Entry
 from shared.errors import Transient
 from shared.ids import EntryId, ServiceId, StreamName
-from shared.wire.messages import ServiceReport
+from shared.wire.reports import ServiceReport
 from shared.wire.streams import REPORTS
 from shared.wire.terms import State
 

@@ -6,7 +6,7 @@ Sequences become tuples, enums their values; missing, surplus or ill-typed field
 
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any, Union, get_args, get_origin
@@ -23,24 +23,34 @@ type_of_tag: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(messa
 
 
 def encode(message: messages.Message) -> bytes:
-    packed: bytes = msgpack.packb([VERSION, type(message).__name__, *_values(message)], use_bin_type=True)
-    if len(packed) > MAX_FRAME_BYTES:
-        raise BadFrame(f"{type(message).__name__} of {len(packed)} bytes exceeds the limit of {MAX_FRAME_BYTES}")
-    return packed
+    return pack(message)
 
 
 def decode(frame: bytes) -> messages.Message:
     """Raises BadFrame for anything that `encode` of this version would not produce."""
+    message: messages.Message = unpack(frame, type_of_tag)
+    return message
+
+
+def pack(record: Any) -> bytes:
+    """Any dataclass whose fields are of the kinds that messages have."""
+    packed: bytes = msgpack.packb([VERSION, type(record).__name__, *_values(record)], use_bin_type=True)
+    if len(packed) > MAX_FRAME_BYTES:
+        raise BadFrame(f"{type(record).__name__} of {len(packed)} bytes exceeds the limit of {MAX_FRAME_BYTES}")
+    return packed
+
+
+def unpack(frame: bytes, known: Mapping[str, type[Any]]) -> Any:
+    """The record that `pack` made, whose type is known by that name; raises BadFrame for anything else."""
     if len(frame) > MAX_FRAME_BYTES:
         raise BadFrame(f"frame of {len(frame)} bytes exceeds the limit of {MAX_FRAME_BYTES}")
     try:
         parts = msgpack.unpackb(frame, use_list=False, strict_map_key=True)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise BadFrame(f"no msgpack: {error}") from error
-    if not isinstance(parts, tuple) or len(parts) < 2 or parts[0] != VERSION or parts[1] not in type_of_tag:
+    if not isinstance(parts, tuple) or len(parts) < 2 or parts[0] != VERSION or parts[1] not in known:
         raise BadFrame(f"unknown version or tag: {repr(parts)[:80]}")
-    message: messages.Message = _reader(type_of_tag[parts[1]])(parts[2:])
-    return message
+    return _reader(known[parts[1]])(parts[2:])
 
 
 def _values(record: Any) -> list[Any]:

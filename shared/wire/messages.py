@@ -6,8 +6,9 @@ gateway has submitted a request; every receiver drops what belongs to an attempt
 
 from dataclasses import dataclass
 
-from shared.ids import Address, Attempt, EntryId, RequestId, ServiceId, WorkerId
-from shared.wire.terms import Finish, PushMode, Role, Sampling, State
+from shared.ids import Address, Attempt, RequestId, ServiceId, WorkerId
+from shared.wire.reports import DrainWorker, RoleChanged, ServiceReport, SetRole, WorkerReport
+from shared.wire.terms import Finish, PushMode, Sampling
 
 # ---- broker streams -------------------------------------------------------------------------------------------------
 
@@ -27,6 +28,7 @@ class Submitted:
     gateway_id: ServiceId
     reply_to: Address
     model: str
+    priority: int = 0  # lower is served earlier, as in vLLM
     avoid: tuple[WorkerId, ...] = ()
 
     @property
@@ -77,51 +79,6 @@ class Unplaceable:
     attempt: int
     gateway_id: ServiceId
     reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerReport:
-    """worker → everyone, on `reports`: its load as of the placement `covers`, and that it is alive.
-
-    queue_tokens: prompt tokens not yet prefilled, placements seen but not yet received included.
-    demand_blocks: KV blocks that placed, waiting and running requests are expected to need at their end.
-    """
-
-    worker_id: WorkerId
-    service: str
-    pid: int
-    role: Role
-    pool: Role
-    state: State
-    model: str
-    max_model_len: int
-    link_address: Address
-    covers: EntryId
-    queue_tokens: int
-    demand_blocks: int
-    running: int
-    waiting: int
-    block_size: int
-    kv_blocks_total: int
-    kv_blocks_used: int
-    kv_blocks_cached: int
-    kv_blocks_leaked: int
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
-    transport: str
-    transport_bandwidth_gb_s: float
-    transport_latency_ms: float
-    loop_lag_p99_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceReport:
-    """gateway, router, pool manager → everyone, on `reports`: that it is alive, and how it is."""
-
-    service_id: ServiceId
-    service: str
-    pid: int
-    state: State
 
 
 # ---- links: worker → gateway ----------------------------------------------------------------------------------------
@@ -267,7 +224,9 @@ class Release:
     attempt: int
 
 
-StreamMessage = Submitted | Assigned | Placed | Unplaceable | WorkerReport | ServiceReport
+StreamMessage = (
+    Submitted | Assigned | Placed | Unplaceable | WorkerReport | ServiceReport | SetRole | DrainWorker | RoleChanged
+)
 LinkMessage = (
     Tokens | HandedOff | Failed | Cancel | Reserve | Granted | Refused | KvComplete | KvAccepted | KvDamaged | Release
 )

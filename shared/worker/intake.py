@@ -25,8 +25,10 @@ from shared.wire.messages import (
     Reserve,
     Submitted,
 )
+from shared.wire.reports import DrainWorker, SetRole
 from shared.wire.streams import PLACEMENTS, worker_stream
 from shared.wire.terms import State
+from shared.worker.orders import on_drain, on_set_role
 from shared.worker.worker import Worker
 
 log = structlog.get_logger()
@@ -36,7 +38,7 @@ FINISHED_LATELY_S = 10.0
 
 
 async def read_streams(worker: Worker) -> None:
-    """Prompts from the worker's own stream, and what is coming, from `placements`."""
+    """Prompts and orders from the worker's own stream, and what is coming, from `placements`."""
 
     def on_entry(entry: Entry) -> None:
         match entry.message:
@@ -44,6 +46,10 @@ async def read_streams(worker: Worker) -> None:
                 on_assigned(worker, entry.message, entry.waited_s)
             case Placed():
                 on_placed(worker, entry.message, entry.entry_id)
+            case SetRole():
+                on_set_role(worker, entry.message)
+            case DrainWorker():
+                on_drain(worker, entry.message)
             case _:
                 log.warning("unexpected message", kind=type(entry.message).__name__, stream=entry.stream)
 

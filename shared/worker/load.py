@@ -1,14 +1,11 @@
-"""What a worker tells the others of itself: its load as of a placement, its speeds, its memory, its event loop."""
+"""What a worker counts for its reports besides what it holds: work on its way, and the lateness of its event loop."""
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterable
 
 from shared.clock import Clock
 from shared.ids import Attempt, EntryId, RequestId, WorkerId
-from shared.kv.blocks import blocks_for
-from shared.policy.view import EXPECTED_OUTPUT_TOKENS, expected_blocks
-from shared.wire.messages import Placed, Submitted
+from shared.wire.messages import Placed
 
 REMEMBERED = 10_000
 
@@ -52,36 +49,14 @@ class Coming:
     def expire(self, now: float) -> None:
         self._placed = {key: (until, p) for key, (until, p) in self._placed.items() if now < until}
 
-    def prompt_tokens(self) -> int:
-        return sum(p.prompt_tokens for _, p in self._placed.values() if p.prompt_worker == self._worker_id)
+    def prompts(self) -> list[int]:
+        """Lengths of the prompts that are to be computed here."""
+        return [p.prompt_tokens for _, p in self._placed.values() if p.prompt_worker == self._worker_id]
 
-    def blocks(self, block_size: int) -> int:
+    def decodes(self) -> list[tuple[int, int]]:
+        """(prompt tokens, most output tokens) of what is to be decoded here."""
         mine = (p for _, p in self._placed.values() if p.token_worker == self._worker_id)
-        return sum(expected_blocks(p, block_size) for p in mine)
-
-    def phases(self) -> tuple[bool, bool]:
-        """(a prompt is coming, a decode is coming)"""
-        placed = [p for _, p in self._placed.values()]
-        return (
-            any(p.prompt_worker == self._worker_id for p in placed),
-            any(p.token_worker == self._worker_id for p in placed),
-        )
-
-
-def blocks_at_end(requests: Iterable[Submitted], block_size: int) -> int:
-    """KV blocks that these requests are expected to hold when they end here."""
-    return sum(blocks_for(r.prompt_tokens + min(r.tokens_left, EXPECTED_OUTPUT_TOKENS), block_size) for r in requests)
-
-
-class Speed:
-    """Tokens per second, smoothed over steps; starts at a guess so that nobody divides by zero."""
-
-    def __init__(self, guess: float) -> None:
-        self.tokens_per_s = guess
-
-    def measured(self, tokens: int, seconds: float) -> None:
-        if tokens and seconds > 0:
-            self.tokens_per_s += 0.2 * (tokens / seconds - self.tokens_per_s)
+        return [(p.prompt_tokens, p.output_tokens) for p in mine]
 
 
 class LoopLag:

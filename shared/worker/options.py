@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from shared.ids import WorkerId
 from shared.wire.terms import Role
 
-PROMPT_SHARE = 0.75  # of all KV blocks; the rest serves grants and growing decodes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """push_threshold: prompt tokens from which KV is pushed layer by layer (Splitwise IV-C); below, in one piece."""
+    """push_threshold: prompt tokens from which KV is pushed layer by layer (Splitwise IV-C); below, in one piece.
+    tbt_target_s: how long a step may take that has prompts and decodes; None: see shared.policy.batching."""
 
     worker_id: WorkerId
     service: str
@@ -19,6 +18,7 @@ class WorkerOptions:
     pid: int
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
+    tbt_target_s: float | None = None
     push_threshold: int = 0
     transport_bandwidth_gb_s: float = 0.0
     transport_latency_ms: float = 0.0

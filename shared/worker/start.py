@@ -20,6 +20,7 @@ from shared.transport.measure import Speed, measure
 from shared.wire.terms import Role
 from shared.worker.options import WorkerOptions
 from shared.worker.service import run
+from shared.worker.warm import warm
 from shared.worker.worker import Worker
 
 log = structlog.get_logger()
@@ -31,6 +32,7 @@ async def start(service: str, home: Role, settings: Settings, supervisor: Superv
     transport = await open_transport(wanted, bind=settings.bind, advertise=settings.advertise, secret=secret)
     speed = await measure("ucx" if transport.kind == "ucx" else "tcp", bind=settings.bind)
     engine = await asyncio.to_thread(_load, settings)
+    fitter = await asyncio.to_thread(warm, engine, clock)
     links = await TcpLinks.open(
         bind=settings.bind, advertise=settings.advertise, secret=secret, spawn=supervisor.spawn, clock=clock
     )
@@ -42,6 +44,7 @@ async def start(service: str, home: Role, settings: Settings, supervisor: Superv
         pid=os.getpid(),
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        tbt_target_s=settings.tbt_target_s,
         push_threshold=_push_threshold(settings, speed, engine),
         transport_bandwidth_gb_s=speed.bandwidth_bytes_per_s / 1e9,
         transport_latency_ms=speed.latency_s * 1e3,
@@ -61,6 +64,7 @@ async def start(service: str, home: Role, settings: Settings, supervisor: Superv
         transport=transport,
         clock=clock,
         spawn=supervisor.spawn,
+        fitter=fitter,
     )
     await run(worker, supervisor)
 

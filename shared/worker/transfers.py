@@ -16,7 +16,7 @@ from shared.engine.port import Engine
 from shared.errors import PeerLost
 from shared.ids import Attempt
 from shared.kv.blocks import BlockAllocator
-from shared.kv.layout import KvShape, KvSlice, cut
+from shared.kv.layout import KvShape, KvSlice, slice_at
 from shared.policy import handoff as h
 from shared.tasks import Spawn
 from shared.transport.port import Endpoint, Transport, tag_of
@@ -81,31 +81,34 @@ class Transfers:
             try:
                 endpoint = await self._transport.endpoint(kv_address)
                 self._endpoints[kv_address] = endpoint
-                self._carry_out(job, endpoint, cut(job.mode, job.request.prompt_tokens, self._shape))
+                self._carry_out(job, endpoint)
             except PeerLost as error:
                 self._fail(job, error)
             await asyncio.sleep(0)  # a prompt has dozens of slices; let tokens and heartbeats through between two
 
-    def _carry_out(self, job: Job, endpoint: Endpoint, slices: tuple[KvSlice, ...]) -> None:
+    def _carry_out(self, job: Job, endpoint: Endpoint) -> None:
         match job:
             case h.Push():
-                self._push(job, endpoint, slices[job.index])
+                self._push(job, endpoint)
             case h.Fill():
                 for index in job.indices:
-                    self._fill(job, endpoint, slices[index], index)
+                    self._fill(job, endpoint, index)
             case h.PostReceives():
-                self._post(job, endpoint, slices)
+                self._post(job, endpoint)
 
-    def _fill(self, job: h.Push | h.Fill, endpoint: Endpoint, piece: KvSlice, index: int) -> None:
-        junk = memoryview(bytearray(piece.size_bytes(self._shape)))
+    def _slice(self, job: Job, index: int) -> KvSlice:
+        return slice_at(job.mode, job.request.prompt_tokens, self._shape, index)
+
+    def _fill(self, job: h.Push | h.Fill, endpoint: Endpoint, index: int) -> None:
+        junk = memoryview(bytearray(self._slice(job, index).size_bytes(self._shape)))
         endpoint.send(tag_of(job.transfer_id, index), junk, lambda error: None)
 
-    def _push(self, job: h.Push, endpoint: Endpoint, piece: KvSlice) -> None:
+    def _push(self, job: h.Push, endpoint: Endpoint) -> None:
         key = job.request.key
         if not self._blocks.owned(key):  # ended since; its receive is posted all the same
-            self._fill(job, endpoint, piece, job.index)
+            self._fill(job, endpoint, job.index)
             return
-        data = self._export(key, piece)
+        data = self._export(key, self._slice(job, job.index))
         checksum = xxhash.xxh3_64_intdigest(data)
         self.bytes_pushed += len(data)
 
@@ -116,15 +119,16 @@ class Transfers:
         endpoint.send(tag_of(job.transfer_id, job.index), data, done)
         self._feed(h.SlicePushed(key=key, transfer_id=job.transfer_id, index=job.index, checksum=checksum))
 
-    def _post(self, job: h.PostReceives, endpoint: Endpoint, slices: tuple[KvSlice, ...]) -> None:
+    def _post(self, job: h.PostReceives, endpoint: Endpoint) -> None:
         key = job.request.key
         if not self._expects(key, job.transfer_id):
             return
         for index in job.indices:
-            self._receive(key, job, endpoint, slices[index], index)
+            self._receive(key, job, endpoint, index)
         self._feed(h.ReceivesPosted(key=key, transfer_id=job.transfer_id, kv_address=self._transport.address))
 
-    def _receive(self, key: Attempt, job: h.PostReceives, endpoint: Endpoint, piece: KvSlice, index: int) -> None:
+    def _receive(self, key: Attempt, job: h.PostReceives, endpoint: Endpoint, index: int) -> None:
+        piece = self._slice(job, index)
         buffer = self._engine.receive_buffer(piece.size_bytes(self._shape))
 
         def done(error: Exception | None) -> None:

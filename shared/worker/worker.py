@@ -20,11 +20,14 @@ from shared.broker.port import Broker
 from shared.clock import Clock
 from shared.engine.port import Engine
 from shared.ids import Address, Attempt, RequestId
-from shared.kv.blocks import BlockAllocator
+from shared.kv.blocks import BlockAllocator, blocks_for
 from shared.kv.layout import KvShape
 from shared.link.port import Links
 from shared.policy import handoff as h
-from shared.policy.batching import Batcher
+from shared.policy.batch import PROMPT_SHARE
+from shared.policy.batching import Batch, Batcher, BatchLimits
+from shared.policy.cost_fit import CostFitter
+from shared.policy.demand import AnswerLength
 from shared.policy.fence import Fence
 from shared.policy.prompt_side import Event as PromptEvent
 from shared.policy.prompt_side import PromptSide
@@ -34,22 +37,25 @@ from shared.policy.token_side import TokenSide
 from shared.tasks import Spawn
 from shared.transport.port import Transport
 from shared.wire.messages import Failed, HandedOff, Release, Submitted
+from shared.wire.reports import RoleChanged
 from shared.wire.terms import State
 from shared.worker.engine_thread import EngineThread
-from shared.worker.load import Coming, Speed
-from shared.worker.options import PROMPT_SHARE, WorkerOptions
+from shared.worker.load import Coming
+from shared.worker.options import WorkerOptions
 from shared.worker.outbox import Outbox
 from shared.worker.transfers import Transfers, random_transfer_ids
 
 log = structlog.get_logger()
 
 FINISHED_KEPT = 1000
+IDLE: Batch[Sequence] = Batch((), ())
 
 
 class Worker:
     """The state of one worker, and what happens to requests in it.
 
     finished: requests whose end was sent lately; if the link to their gateway then breaks, it may not have arrived.
+    step: what is computed right now.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Worker:
         transport: Transport,
         clock: Clock,
         spawn: Spawn,
+        fitter: CostFitter | None = None,
     ) -> None:
         facts = engine.facts
         self.options = options
@@ -71,17 +78,33 @@ class Worker:
         self.transport = transport
         self.clock = clock
         self.state = State.STARTING
+        self.role = options.role
+        self.role_pinned = False
+        self.role_fence = 0
+        self.role_changes: deque[RoleChanged] = deque()  # to be announced
         self.shape = KvShape(layers=facts.layers, kv_heads=facts.kv_heads, kv_bytes_per_token=facts.kv_bytes_per_token)
         self.blocks = BlockAllocator(facts.kv_blocks, facts.block_size)
-        self.batcher = Batcher(
+        self.fitter = fitter or CostFitter()
+        self.batcher = Batcher[Sequence](
             self.blocks,
-            max_num_seqs=options.max_num_seqs,
-            max_num_batched_tokens=options.max_num_batched_tokens,
-            prompt_blocks=int(PROMPT_SHARE * facts.kv_blocks),
+            BatchLimits(
+                max_num_seqs=options.max_num_seqs,
+                max_num_batched_tokens=options.max_num_batched_tokens,
+                step_target_s=options.tbt_target_s,
+                prompt_blocks=int(PROMPT_SHARE * facts.kv_blocks),
+            ),
+            self.fitter.fit.costs,
         )
+        self.answers = AnswerLength()
         self.prompt_side = PromptSide()
         self.token_side = TokenSide(
-            self.blocks, self.shape, max_model_len=facts.max_model_len, fresh_transfer_id=random_transfer_ids()
+            self.blocks,
+            self.shape,
+            max_model_len=facts.max_model_len,
+            fresh_transfer_id=random_transfer_ids(),
+            answers=self.answers,
+            admits=self._admits,
+            growth=self._growth_blocks,
         )
         self.transfers = Transfers(
             engine=engine,
@@ -94,14 +117,14 @@ class Worker:
         )
         self.coming = Coming(options.worker_id)
         self.sequences: dict[Attempt, Sequence] = {}
-        self.prefill_speed = Speed(1000.0)
-        self.decode_speed = Speed(100.0)
         self.engine_thread = EngineThread(engine)
         self.outbox = Outbox(links)
         self.fence = Fence()
         self.finished: deque[tuple[float, Submitted]] = deque(maxlen=FINISHED_KEPT)
-        self.in_step: tuple[Sequence, ...] = ()
+        self.step: Batch[Sequence] = IDLE
         self.wake = asyncio.Event()
+        self.news = asyncio.Event()  # to be reported at once
+        self.leaving = asyncio.Event()
 
     # ---- the two deciders -------------------------------------------------------------------------------------------
 
@@ -110,7 +133,6 @@ class Worker:
 
     def feed_token(self, event: TokenEvent) -> None:
         free_before = self.blocks.free_blocks
-        self.token_side.granting = all(s.sampled == 0 for s in self.batcher.waiting)
         self._carry_out(self.token_side.handle(event, self.clock.now()))
         if self.blocks.free_blocks > free_before:
             self.wake.set()
@@ -187,6 +209,10 @@ class Worker:
         self.batcher.admit(sequence)
         self.wake.set()
 
+    def in_step(self) -> tuple[Sequence, ...]:
+        """What the running step computes; the order is that of its rows."""
+        return (*(piece.sequence for piece in self.step.pieces), *self.step.decodes)
+
     # ---- ends -------------------------------------------------------------------------------------------------------
 
     def cancel_attempts(self, request_id: RequestId, newest: int) -> None:
@@ -212,7 +238,7 @@ class Worker:
         if sequence is None:
             return
         self.batcher.remove(key)
-        if sequence in self.in_step:
+        if sequence in self.in_step():
             sequence.cancelled = True
             return
         del self.sequences[key]
@@ -234,10 +260,23 @@ class Worker:
             self.report_failure(request, code, message)
             self.cancel(request.key)
 
-    @property
-    def prefilling_tokens(self) -> int:
-        """Prompt tokens in the step that runs now."""
-        return sum(s.pending_tokens for s in self.in_step if s.pending_tokens > 1)
+    def decoding(self) -> list[Sequence]:
+        """What decodes here, now or after its prefill."""
+        return [s for s in self.sequences.values() if s.token_worker is None and not s.cancelled]
+
+    def _admits(self, rank: float) -> bool:
+        """Decodes that lack a block, and older prompts that wait for memory, come before newcomers; but a worker whose
+        own KV waits for room elsewhere makes room for others', so that no two wait for each other."""
+        if self.batcher.short_of_blocks:
+            return False
+        return self.batcher.yields_to(rank) or self.prompt_side.waits_for_room
+
+    def _growth_blocks(self) -> int:
+        """KV blocks that the running decodes are expected to need still."""
+        size, at_end = self.blocks.block_size, self.answers.tokens_at_end
+        running = self.batcher.running
+        ends = (blocks_for(at_end(s.request.prompt_tokens, s.sampled, s.request.tokens_left), size) for s in running)
+        return sum(max(0, end - len(self.blocks.owned(s.key))) for s, end in zip(running, ends, strict=True))
 
     @property
     def idle(self) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from shared.engine.fake import FakeEngine
-from shared.engine.paced import PacedCosts, PacedEngine
+from shared.engine.paced import PacedEngine
 from shared.engine.port import Draw, Engine, Row
+from shared.wire.costs import Costs
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -39,7 +40,7 @@ def _open(kind: str, tiny_llama: Path) -> Engine:
     if kind == "fake":
         return FakeEngine(block_size=BLOCK, kv_blocks=128, max_model_len=256)
     if kind == "paced":
-        costs = PacedCosts(prefill_ms=(0, 0.001, 0), decode_ms=(0.01, 0, 0))
+        costs = Costs((0, 0.001, 0), (0.01, 0, 0))
         return PacedEngine(costs, block_size=BLOCK, kv_blocks=128, max_model_len=256)
     from shared.engine.hf import HfEngine
 

@@ -21,6 +21,7 @@ class Answer:
     status: int = 0
     error: str | None = None
     request_id: str = ""
+    retry_after_s: int | None = None
     token_ids: list[int] = field(default_factory=list)  # if asked for with return_token_ids
     arrivals: list[float] = field(default_factory=list)
 
@@ -58,6 +59,7 @@ async def stream(
         async with session.post(url + "/v1/completions", json=body) as response:
             answer.status = response.status
             answer.request_id = response.headers.get("x-request-id", "")
+            answer.retry_after_s = int(response.headers["Retry-After"]) if "Retry-After" in response.headers else None
             if response.status != 200:
                 answer.error = await response.text()
                 return answer

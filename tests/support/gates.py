@@ -28,7 +28,7 @@ class GatedEngine(FakeEngine):
         self._released.set()
 
     def step(self, rows: Sequence[Row], on_layer: OnLayer | None = None) -> list[int | None]:
-        prompts = len(rows) if len(rows[0].token_ids) > 1 else 0
+        prompts = sum(len(row.token_ids) > 1 for row in rows)
 
         def gated(layer: int) -> None:
             if (layer, prompts) == self._stop_at:

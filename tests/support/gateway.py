@@ -18,19 +18,11 @@ from shared.link.port import Received
 from shared.models.tokenizer import ByteTokenizer
 from shared.runtime.config import Settings
 from shared.runtime.supervise import Supervisor
-from shared.wire.messages import (
-    Chunk,
-    LinkMessage,
-    Placed,
-    ServiceReport,
-    StageTimes,
-    StreamMessage,
-    Submitted,
-    Tokens,
-    WorkerReport,
-)
+from shared.wire.messages import Chunk, LinkMessage, Placed, StageTimes, StreamMessage, Submitted, Tokens
+from shared.wire.reports import ServiceReport
 from shared.wire.streams import PLACEMENTS, REPORTS, SUBMITTED
 from shared.wire.terms import Finish, Role, State
+from tests.support.samples import report as worker_report
 
 EOS = ByteTokenizer.eos_id
 CONTEXT = 200
@@ -102,21 +94,14 @@ class Rig:
             self.say("token" if position else "prompt", request, position, [token], last)
         return request
 
-    async def report(self, role: Role, name: str, *, state: State = State.READY) -> None:
-        await self.broker.publish(REPORTS, worker_report(role, name, state))
+    async def report(self, role: Role, name: str, **fields: Any) -> None:
+        shape = {"max_model_len": CONTEXT, "kv_blocks_total": 64, "kv_blocks_used": 16, "transport_bandwidth_gb_s": 1.5}
+        service, address = f"{role.value}_worker", Address(name)
+        message = worker_report(f"{name}.1", role, service=service, link_address=address, **shape | fields)
+        await self.broker.publish(REPORTS, message)
 
     def post(self, path: str, body: Any, **headers: str) -> Any:
         return self.http.post(self.url + path, json=body, headers=headers)
-
-
-def worker_report(role: Role, name: str, state: State) -> WorkerReport:
-    return WorkerReport(
-        worker_id=WorkerId(f"{name}.1"), service=f"{role.value}_worker", pid=1, role=role, pool=role, state=state,
-        model="bytes", max_model_len=CONTEXT, link_address=Address(name), covers=EntryId("0-0"), queue_tokens=0,
-        demand_blocks=0, running=0, waiting=0, block_size=16, kv_blocks_total=64, kv_blocks_used=16,
-        kv_blocks_cached=0, kv_blocks_leaked=0, prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0, transport="memory",
-        transport_bandwidth_gb_s=1.5, transport_latency_ms=0.1, loop_lag_p99_s=0.0,
-    )  # fmt: skip
 
 
 @asynccontextmanager

@@ -15,6 +15,9 @@ from shared.engine.port import Engine
 from shared.ids import Address, RequestId, ServiceId, WorkerId
 from shared.link.memory import MemoryLinks, MemoryNetwork
 from shared.link.port import Received
+from shared.policy.replay import Opening
+from shared.policy.routing import DEFAULT_LIMITS, Limits
+from shared.runtime.journal import Note, not_noted
 from shared.runtime.supervise import Supervisor
 from shared.transport.memory import MemoryFabric
 from shared.transport.port import Transport
@@ -77,7 +80,11 @@ class LocalMesh:
         routers: int = 1,
         make_engine: Callable[[], Engine] = FakeEngine,
         push_threshold: int = 0,
+        max_num_batched_tokens: int = 2048,
+        limits: Limits = DEFAULT_LIMITS,
         open_transport: Callable[[], Awaitable[Transport]] | None = None,
+        note_of: Callable[[Opening], Note] = lambda opening: not_noted,
+        on_worker: Callable[[Worker], object] = lambda worker: None,
     ) -> None:
         self.broker = MemoryBroker()
         self.network = MemoryNetwork()
@@ -88,7 +95,11 @@ class LocalMesh:
         self._routers = routers
         self._make_engine = make_engine
         self._push_threshold = push_threshold
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._limits = limits
         self._open_transport = open_transport or self.fabric.open
+        self._note_of = note_of
+        self._on_worker = on_worker
         self._supervisor = Supervisor()
         self.gateway: MemoryLinks = self.network.links("gateway")
 
@@ -97,9 +108,13 @@ class LocalMesh:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: self._callback_errors.append(context))
         await self._supervisor.__aenter__()
         for number in range(self._routers):
-            router = Router(router_id=ServiceId(f"router-{number}"), broker=self.broker, clock=CLOCK)
+            router_id = ServiceId(f"router-{number}")
+            note = self._note_of(Opening(service="router", service_id=router_id, limits=self._limits))
+            router = Router(router_id=router_id, broker=self.broker, clock=CLOCK, limits=self._limits, note=note)
             self._supervisor.spawn(router.run(self._supervisor), name=f"router-{number}")
-        manager = PoolManager(manager_id=ServiceId("pool-manager-0"), broker=self.broker, clock=CLOCK)
+        manager_id = ServiceId("pool-manager-0")
+        note = self._note_of(Opening(service="pool_manager", service_id=manager_id))
+        manager = PoolManager(manager_id=manager_id, broker=self.broker, clock=CLOCK, note=note)
         self._supervisor.spawn(manager.run(self._supervisor), name="pool-manager")
         for role, count in self._counts.items():
             for number in range(count):
@@ -136,6 +151,7 @@ class LocalMesh:
                     model="bytes",
                     pid=0,
                     push_threshold=self._push_threshold,
+                    max_num_batched_tokens=self._max_num_batched_tokens,
                     drain_s=1.0,
                 ),
                 engine=self._make_engine(),
@@ -145,6 +161,7 @@ class LocalMesh:
                 clock=CLOCK,
                 spawn=supervisor.spawn,
             )
+            self._on_worker(worker)
             me = asyncio.current_task()
             assert me is not None
             born.set_result(Member(worker, supervisor, me))

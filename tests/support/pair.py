@@ -8,6 +8,7 @@ from shared.ids import Address, Attempt
 from shared.kv.blocks import BlockAllocator
 from shared.kv.layout import KvShape, cut
 from shared.policy import handoff as h
+from shared.policy.demand import AnswerLength
 from shared.policy.prompt_side import PromptSide
 from shared.policy.token_side import Reserved, TokenSide
 from shared.wire.messages import Reserve, Submitted
@@ -24,7 +25,14 @@ class Pair:
         self.now = 0.0
         self.prompt = PromptSide()
         self.allocator = BlockAllocator(blocks, 16)
-        self.token = TokenSide(self.allocator, SHAPE, max_model_len=1000, fresh_transfer_id=itertools.count(1000))
+        self.answers = AnswerLength()
+        self.answers.mean_tokens = 1.0
+        self.admits = True
+        self.growing = 0  # blocks that decodes on the token side are expected to need still
+        self.token = TokenSide(
+            self.allocator, SHAPE, max_model_len=10_000, fresh_transfer_id=itertools.count(1000), answers=self.answers,
+            admits=lambda rank: self.admits, growth=lambda: self.growing,
+        )  # fmt: skip
         self.to_token: deque[object] = deque()
         self.to_prompt: deque[object] = deque()
         self.posted: dict[tuple[int, int], Attempt] = {}

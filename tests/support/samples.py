@@ -3,7 +3,9 @@
 from typing import Any
 
 from shared.ids import Address, EntryId, RequestId, ServiceId, WorkerId
-from shared.wire.messages import Placed, Submitted, WorkerReport
+from shared.wire.costs import CostFit, Costs
+from shared.wire.messages import Placed, Submitted
+from shared.wire.reports import WorkerReport
 from shared.wire.terms import Role, Sampling, State
 
 GATEWAY = Address("gateway:1")
@@ -26,12 +28,19 @@ def submitted(name: str = "r", tokens: int = 20, *, attempt: int = 1, **fields: 
     return Submitted(**values | fields)
 
 
+def fit(prefill_ms: float = 1.0, decode_ms: tuple[float, float, float] = (10.0, 0.001, 0.1)) -> CostFit:
+    """`prefill_ms` per prompt token, of a worker that has been measured."""
+    costs = Costs((0.0, prefill_ms, 0.0), decode_ms)
+    return CostFit(costs=costs, prefill_error=0.02, decode_error=0.02, prefill_steps=100, decode_steps=100)
+
+
 def report(name: str, role: Role = Role.PROMPT, **fields: Any) -> WorkerReport:
     values: dict[str, Any] = {
         "worker_id": WorkerId(name),
         "service": "prompt_worker",
         "pid": 1,
         "role": role,
+        "role_pinned": False,
         "pool": role,
         "state": State.READY,
         "model": "bytes",
@@ -39,16 +48,24 @@ def report(name: str, role: Role = Role.PROMPT, **fields: Any) -> WorkerReport:
         "link_address": Address(f"{name}:1"),
         "covers": EntryId("0-0"),
         "queue_tokens": 0,
+        "queue_s": fields.get("queue_tokens", 0) / 1000,
+        "decodes": 1 if fields.get("demand_blocks") else 0,
+        "expected_output_tokens": 256.0,
+        "bounds_used": 0.0,
         "demand_blocks": 0,
         "running": 0,
         "waiting": 0,
+        "max_num_seqs": 64,
         "block_size": 16,
         "kv_blocks_total": 100,
         "kv_blocks_used": 0,
         "kv_blocks_cached": 0,
         "kv_blocks_leaked": 0,
-        "prefill_tokens_per_s": 1000.0,
-        "decode_tokens_per_s": 100.0,
+        "fit": fit(),
+        "step_target_s": 1.0,
+        "layers": 4,
+        "kv_bytes_per_token": 1000,
+        "push_threshold": 0,
         "transport": "memory",
         "transport_bandwidth_gb_s": 1.0,
         "transport_latency_ms": 0.1,

@@ -11,7 +11,7 @@ from shared.broker.port import Entry
 from shared.broker.redis_streams import RedisBroker
 from shared.errors import ConfigError, Transient
 from shared.ids import EntryId, ServiceId, StreamName
-from shared.wire.messages import ServiceReport
+from shared.wire.reports import ServiceReport
 from shared.wire.terms import State
 
 if TYPE_CHECKING:
@@ -179,6 +179,23 @@ async def test_a_lost_reply_makes_one_entry_and_a_blind_forward_repeats_nothing(
         assert await lossy.forward(second, GROUP, [(OUT, report("forwarded"))]) is False
         assert names(await broker.tail({OUT: START}, wait_s=0)) == ["once", "forwarded"]
         await lossy.close()
+
+
+async def test_lease_numbers_grow_although_redis_forgot_them(redis_server: "RedisServer", broker: RedisBroker) -> None:
+    before = await broker.lease("l", "a", 5.0)
+    redis_server.client().flushall()
+    after = await broker.lease("l", "b", 5.0)
+    assert before is not None and after is not None and after > before
+
+
+async def test_a_lease_outlives_a_killed_redis_with_its_file(redis_server: "RedisServer", broker: RedisBroker) -> None:
+    number = await broker.lease("l", "a", 60.0)
+    await asyncio.sleep(1.2)  # its file is written every second
+    redis_server.kill()
+    await fails_within(2.5, broker.lease("l", "a", 60.0))
+    redis_server.start()
+    assert await broker.lease("l", "b", 60.0) is None
+    assert await broker.lease("l", "a", 60.0) == number
 
 
 async def test_connect_waits_for_a_redis_that_starts_late(redis_server: "RedisServer") -> None:

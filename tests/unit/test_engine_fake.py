@@ -11,9 +11,10 @@ import pytest
 from shared.clock import ManualClock
 from shared.engine.choose import open_engine
 from shared.engine.fake import EOS, GREEDY, LAYERS, FakeEngine
-from shared.engine.paced import PacedCosts, PacedEngine
+from shared.engine.paced import DEFAULT, PacedEngine, parse, step_s
 from shared.engine.port import Draw, Row
 from shared.errors import ConfigError
+from shared.wire.costs import Costs
 
 WARM = Draw(temperature=1.0, top_k=0, top_p=1.0, seed=5, choice=1, position=0)
 
@@ -59,7 +60,7 @@ def test_tests_may_step_in() -> None:
 
 def test_paced_steps_take_what_the_model_says_with_layers_spread_over_them() -> None:
     clock, layers_at_s = ManualClock(), []
-    costs = PacedCosts.parse("prefill_ms=10,2,0.5 decode_ms=4,0.1,3")
+    costs = parse("prefill_ms=10,2,0.5 decode_ms=4,0.1,3")
     engine = PacedEngine(costs, clock=clock, sleep=clock.advance)
     engine.step(
         [Row(token_ids=[1] * 20, start=0, blocks=[0, 1], draw=GREEDY)], lambda _: layers_at_s.append(clock.now())
@@ -69,23 +70,29 @@ def test_paced_steps_take_what_the_model_says_with_layers_spread_over_them() -> 
     assert layers_at_s == pytest.approx([prompt_s * layer / LAYERS for layer in range(LAYERS)])
 
     before_s = clock.now()
-    rows = [Row(token_ids=[1], start=start, blocks=[0, 1], draw=GREEDY) for start in (9, 19)]
-    engine.step(rows)
+    decodes = [Row(token_ids=[1], start=start, blocks=[0, 1], draw=GREEDY) for start in (9, 19)]
+    engine.step(decodes)
     assert clock.now() - before_s == pytest.approx((4 + 0.1 * 30 + 3 * 2) / 1000)
 
 
+def test_a_paced_step_of_both_phases_pays_the_fixed_part_once() -> None:
+    costs = Costs((10, 2, 0.5), (4, 0.1, 3))
+    piece = Row(token_ids=[1] * 8, start=8, blocks=[], draw=None)
+    decode = Row(token_ids=[1], start=9, blocks=[], draw=GREEDY)
+    assert step_s(costs, [piece, decode]) == pytest.approx((10 + 2 * 8 + 0.5 * (16**2 - 8**2) + 0.1 * 10 + 3) / 1000)
+    assert step_s(costs, [Row(token_ids=[1], start=0, blocks=[], draw=GREEDY)]) == pytest.approx(costs.prefill_s(1))
+
+
 def test_chunks_cost_together_what_the_prompt_costs() -> None:
-    costs = PacedCosts(prefill_ms=(0, 2, 0.5), decode_ms=(0, 0, 0))
+    costs = Costs((0, 2, 0.5), (0, 0, 0))
     chunks = [Row(token_ids=[1] * 8, start=start, blocks=[], draw=None) for start in (0, 8)]
-    assert sum(costs.step_s([chunk]) for chunk in chunks) == pytest.approx(
-        costs.step_s([Row(token_ids=[1] * 16, start=0, blocks=[], draw=None)])
-    )
+    whole = Row(token_ids=[1] * 16, start=0, blocks=[], draw=None)
+    assert sum(step_s(costs, [chunk]) for chunk in chunks) == pytest.approx(step_s(costs, [whole]))
 
 
 def test_costs_are_parsed_or_refused() -> None:
-    assert PacedCosts.parse(None) == PacedCosts() == PacedCosts.parse("")
-    assert PacedCosts.parse("decode_ms=1,2,3").decode_ms == (1, 2, 3)
-    assert PacedCosts.parse("decode_ms=1,2,3").prefill_ms == PacedCosts().prefill_ms
+    assert parse(None) == DEFAULT == parse("")
+    assert parse("decode_ms=1,2,3") == Costs(DEFAULT.prefill_ms, (1, 2, 3))
     for wrong in (
         "decode_ms=1,2",
         "decode_ms=1,2,x",
@@ -96,7 +103,7 @@ def test_costs_are_parsed_or_refused() -> None:
         "decode_ms=inf,0,0",
     ):
         with pytest.raises(ConfigError, match="prefill_ms=a,b,c"):
-            PacedCosts.parse(wrong)
+            parse(wrong)
 
 
 def test_engines_are_opened_by_name_and_without_torch() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from shared.wire.messages import (
     HandedOff,
 )
@@ -52,6 +54,15 @@ async def test_mesh_timeline_and_metrics() -> None:
         assert {worker["id"]: worker["state"] for worker in picture["workers"]} == {
             "prompt.1": "ready", "token.1": "ready",
         }  # fmt: skip
+        (token,) = [worker for worker in picture["workers"] if worker["role"] == "token"]
+        assert token["cost_model"] == {
+            "prefill_ms": [0.0, 1.0, 0.0], "decode_ms": [10.0, 0.001, 0.1], "prefill_error": 0.02,
+            "decode_error": 0.02, "prefill_steps": 100, "decode_steps": 100,
+        }  # fmt: skip
+        assert token["prefill_tokens_per_s"] == pytest.approx(1000)
+        assert token["decode_tokens_per_s"] == pytest.approx(1 / 0.010116), "one sequence, one block"
+        fields = ("role_pinned", "queue_s", "decodes", "expected_output_tokens", "step_target_s")
+        assert [token[field] for field in fields] == [False, 0.0, 0, 256.0, 1.0]
         assert {service["service"] for service in picture["services"]} == {"gateway", "router"}
         assert picture["models"] == ["bytes"] and picture["version"]
         async with rig.http.get(rig.url + "/metrics") as response:

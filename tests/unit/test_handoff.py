@@ -33,6 +33,17 @@ def test_slices_are_pushed_while_later_layers_are_computed() -> None:
     assert set(pair.sent) == {(100, 0)}, "layer 0 leaves before layer 1 is computed"
 
 
+def test_token_ranges_of_a_long_prompt_are_slices_of_their_own() -> None:
+    pair, request = Pair(blocks=1000), submitted(tokens=5000)
+    pair.flip = {4, 8}
+    pair.start(request)
+    pair.run()
+    assert pair.admitted == [request.key] and pair.done[0].resent == 2
+    assert pair.done[0].size_bytes == 3 * 64 * 5000
+    assert len(pair.sent) == 0 and not pair.posted, "nine slices, two of them twice"
+    pair.assert_clean()
+
+
 def test_a_damaged_slice_is_pushed_again_and_only_that_one() -> None:
     pair, request = Pair(), submitted()
     pair.flip = {1}
@@ -74,6 +85,53 @@ def test_grants_are_first_come_first_served_and_wait_for_blocks() -> None:
     pair.run()
     assert pair.admitted == [first.key, big.key, small.key]
     pair.assert_clean()
+
+
+def test_a_grant_counts_how_much_the_decodes_here_are_expected_to_grow() -> None:
+    pair, request = Pair(blocks=10), submitted(tokens=40, max_tokens=100)
+    pair.answers.mean_tokens = 30.0
+    pair.growing = 6  # three blocks now, five at its end
+    pair.start(request)
+    pair.run()
+    assert pair.admitted == [] and pair.allocator.used_blocks == 0
+    pair.growing = 5
+    pair.feed_token(h.Ticked())
+    pair.run()
+    assert pair.admitted == [request.key]
+    pair.assert_clean()
+
+
+def test_what_was_granted_before_counts_with_what_it_will_need() -> None:
+    pair = Pair(blocks=9)
+    pair.answers.mean_tokens = 30.0
+    first, second = submitted("a", 40, max_tokens=100), submitted("b", 40, max_tokens=100)
+    pair.start(first)
+    pair.start(second)
+    pair.deliver_to_token()
+    pair.deliver_to_token()
+    assert pair.allocator.owned(first.key) and not pair.allocator.owned(second.key), "3 + 2 and then 3 + 2 of 9"
+    pair.run()
+    assert pair.admitted == [first.key, second.key], "a decodes, and is not counted here any more"
+
+
+def test_where_nothing_is_expected_a_prompt_that_fits_is_granted() -> None:
+    pair, request = Pair(blocks=3), submitted(tokens=40, max_tokens=1000)
+    pair.answers.mean_tokens = 500.0
+    pair.start(request)
+    pair.run()
+    assert pair.admitted == [request.key], "it would never be, if its growth had to fit"
+
+
+def test_whoever_has_to_stand_back_is_granted_nothing() -> None:
+    pair, request = Pair(), submitted(tokens=40)
+    pair.admits = False
+    pair.start(request)
+    pair.run()
+    assert pair.prompt.waits_for_room and pair.admitted == []
+    pair.admits = True
+    pair.feed_token(h.Ticked())
+    pair.run()
+    assert pair.admitted == [request.key] and not pair.prompt.waits_for_room
 
 
 def test_without_a_grant_the_request_decodes_where_its_prompt_lies() -> None:

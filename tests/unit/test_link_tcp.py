@@ -19,7 +19,8 @@ from shared.wire.address import split
 from shared.wire.codec import encode
 from shared.wire.frames import framed
 from shared.wire.hello import Handshake, Hello
-from shared.wire.messages import Failed, ServiceReport
+from shared.wire.messages import Failed
+from shared.wire.reports import ServiceReport
 from shared.wire.terms import State
 from tests.support.links import cancel, next_event, nothing_for
 

@@ -20,8 +20,9 @@ from shared.runtime.supervise import Supervisor
 ROOT = Path(__file__).parents[2]
 
 
-def command(script: str, *, name: str = "child", kind: str = "router") -> Command:
-    return Command(name=name, kind=kind, argv=(sys.executable, "-S", "-c", script), environment={"GREETING": "hello"})
+def command(script: str, *, name: str = "child", kind: str = "router", may_leave: bool = False) -> Command:
+    argv = (sys.executable, "-S", "-c", script)
+    return Command(name=name, kind=kind, argv=argv, environment={"GREETING": "hello"}, may_leave=may_leave)
 
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
@@ -177,6 +178,29 @@ async def test_a_fleet_is_ready_when_every_child_said_so_and_no_longer_when_one_
     assert fleet.all_ready.is_set()
     assert not fleet.failed.is_set()
     await fleet.stop()
+
+
+async def test_who_leaves_on_purpose_is_not_started_again_and_not_waited_for(watched_fleet: WatchedFleet) -> None:
+    fleet = watched_fleet.fleet
+    leave = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nprint('up', flush=True)\n"
+    fleet.start(command(SLEEP, name="a"))
+    fleet.start(command(leave + "time.sleep(60)", name="b", may_leave=True))
+    await until(lambda: len(watched_fleet.order) == 2)
+    fleet.ready(watched_fleet.pid("a"))
+    fleet.ready(watched_fleet.pid("b"))
+    os.kill(watched_fleet.pid("b"), signal.SIGTERM)
+    await until(lambda: ("b", "left") in watched_fleet.states)
+    assert fleet.all_ready.is_set(), "who is left is ready"
+    await asyncio.sleep(0.2)
+    assert len(watched_fleet.order) == 2
+    await fleet.stop()
+
+
+async def test_who_may_leave_is_started_again_after_a_crash(watched_fleet: WatchedFleet) -> None:
+    watched_fleet.fleet.start(command("import sys; print('up', flush=True); sys.exit(3)", may_leave=True))
+    await until(lambda: len(watched_fleet.order) >= 2)
+    assert ("child", "left") not in watched_fleet.states
+    await watched_fleet.fleet.stop()
 
 
 async def test_a_child_that_never_gets_ready_ends_the_fleet_with_its_own_last_line(

@@ -84,7 +84,7 @@ def test_status_as_json_is_what_the_mesh_answers(gateway: str, capsys: pytest.Ca
     [
         (["status", "--url", "http://127.0.0.1:1"], "no mesh answers at http://127.0.0.1:1/mesh"),
         (["status", "--colour"], "unrecognized arguments: --colour; see splitmesh status --help"),
-        (["down"], "unknown command 'down'; known are up, status, models, doctor"),
+        (["down"], "unknown command 'down'; known are up, status, role, drain, models, doctor"),
         (["up", "--bogus"], "unknown option --bogus; see splitmesh up --help"),
         (["up", "--port", "high"], "--port 'high': give a whole number from 0 to 65535"),
     ],

@@ -21,8 +21,8 @@ def test_one_of_each_by_default() -> None:
 
 
 def test_as_many_as_asked_for() -> None:
-    names = list(planned(routers=2, prompt_workers=0, token_workers=0, mixed_workers=2))
-    assert names == ["pool-manager-0", "router-0", "router-1", "mixed-0", "mixed-1", "gateway-0"]
+    names = list(planned(pool_managers=2, routers=2, prompt_workers=0, token_workers=0, mixed_workers=2))
+    assert names == ["pool-manager-0", "pool-manager-1", "router-0", "router-1", "mixed-0", "mixed-1", "gateway-0"]
 
 
 def test_secrets_are_in_the_environment_and_never_on_a_command_line() -> None:

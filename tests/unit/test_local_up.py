@@ -26,7 +26,8 @@ SERVICE = """
 import asyncio, os, sys
 sys.path.insert(0, sys.argv[1])
 from shared.broker.redis_streams import RedisBroker
-from shared.wire.messages import ServiceReport, State
+from shared.wire.terms import State
+from shared.wire.reports import ServiceReport
 from shared.wire.streams import REPORTS
 async def main():
     broker = await RedisBroker.connect(sys.argv[2])

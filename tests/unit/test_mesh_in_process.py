@@ -4,6 +4,7 @@ import pytest
 
 from shared.engine.fake import GREEDY, FakeEngine
 from shared.engine.port import Draw
+from shared.policy.routing import Limits
 from shared.wire.terms import Finish, PushMode
 from tests.support.mesh import LocalMesh
 
@@ -23,6 +24,39 @@ async def test_prefill_and_decode_on_separate_workers(push_threshold: int) -> No
         assert stream.handed_off is not None
         assert stream.handed_off.mode is (PushMode.SERIALIZED if push_threshold else PushMode.LAYERWISE)
         assert mesh.worker("prompt-0").transfers.bytes_pushed == stream.handed_off.kv_bytes > 0
+
+
+async def test_prompts_in_pieces_beside_decodes_change_no_text() -> None:
+    """A mixed worker with steps of at most 40 prompt tokens: pieces, whole prompts and decodes share steps."""
+    prompts = [[(n * 31 + i) % 256 for i in range(1 + 97 * n % 300)] for n in range(12)]
+    async with LocalMesh(prompt=0, token=0, mixed=1, max_num_batched_tokens=40) as mesh:
+        streams = [await mesh.submit(p, max_tokens=5 + n % 17) for n, p in enumerate(prompts)]
+        for n, stream in enumerate(streams):
+            await stream.end()
+            assert stream.text == expected(prompts[n], 5 + n % 17)
+        await mesh.settle()
+
+
+async def test_a_long_prompt_crosses_in_pieces_and_token_ranges() -> None:
+    prompt = [(7 * i) % 251 for i in range(5000)]
+    async with LocalMesh(max_num_batched_tokens=700, limits=Limits(borrow=False)) as mesh:
+        streams = [await mesh.submit(prompt), await mesh.submit(PROMPT), await mesh.submit(prompt[:3000])]
+        for stream, tokens in zip(streams, (5000, 50, 3000), strict=True):
+            await stream.end()
+            assert stream.text == expected(PROMPT if tokens == 50 else prompt[:tokens], 8)
+            await stream.until(lambda s: s.handed_off is not None)
+        await mesh.settle()
+
+
+async def test_preempted_sequences_are_recomputed_in_pieces_to_the_same_text() -> None:
+    prompts = [[(n * 31 + i) % 256 for i in range(60)] for n in range(4)]
+    make = lambda: FakeEngine(kv_blocks=24, max_model_len=250)  # noqa: E731
+    async with LocalMesh(prompt=0, token=0, mixed=1, make_engine=make, max_num_batched_tokens=32) as mesh:
+        streams = [await mesh.submit(p, max_tokens=60 + n) for n, p in enumerate(prompts)]
+        for n, stream in enumerate(streams):
+            await stream.end()
+            assert stream.text == expected(prompts[n], 60 + n)
+        await mesh.settle()
 
 
 async def test_a_mixed_worker_serves_alone_without_transfer() -> None:

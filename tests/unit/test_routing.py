@@ -3,11 +3,10 @@
 import pytest
 
 from shared.ids import EntryId, WorkerId
-from shared.policy.membership import GRACE_S, Membership
 from shared.policy.routing import place
 from shared.policy.view import View
 from shared.wire.terms import Role, State
-from tests.support.samples import placed, report, submitted
+from tests.support.samples import fit, placed, report, submitted
 
 
 def view_of(*reports: object, now: float = 0.0) -> View:
@@ -34,7 +33,7 @@ def test_the_shortest_queue_in_tokens_wins_on_both_sides() -> None:
 
 def test_a_faster_worker_may_have_the_longer_queue() -> None:
     view = view_of(
-        report("p0", queue_tokens=300, prefill_tokens_per_s=3000.0),
+        report("p0", queue_tokens=300, queue_s=0.1, fit=fit(prefill_ms=1 / 3)),
         report("p1", queue_tokens=200),
         report("t0", Role.TOKEN),
     )
@@ -122,42 +121,3 @@ def test_a_foreseen_placement_goes_when_its_covered_entry_is_read() -> None:
     view.apply(report("p0", covers=EntryId("7-0")), EntryId("8-0"), 0.0)
     view.apply(placed("a", "p0", "t0"), EntryId("7-0"), 0.0)
     assert view.workers[WorkerId("p0")].prompt_tokens == 0
-
-
-def speaking(membership: Membership, *names: str, at: float) -> None:
-    for name in names:
-        membership.apply(report(name), EntryId("1-0"), at)
-
-
-def test_membership_forgets_the_silent_after_a_grace_and_only_once() -> None:
-    membership = Membership()
-    speaking(membership, "p0", "p1", at=0.0)
-    assert membership.gone(50.0) == [], "nobody is heard"
-    for second in range(1, 8):
-        speaking(membership, "p1", at=float(second))
-    assert membership.gone(7.0) == [], "silent, but perhaps only stopped"
-    for second in range(8, 26):
-        speaking(membership, "p1", at=float(second))
-    assert membership.gone(7.0 + GRACE_S) == ["p0"]
-    assert membership.gone(7.1 + GRACE_S) == ["p0"], "until it is swept"
-    membership.swept(WorkerId("p0"))
-    assert membership.gone(7.2 + GRACE_S) == []
-
-
-def test_membership_forgives_who_comes_back() -> None:
-    membership = Membership()
-    speaking(membership, "p0", "p1", at=0.0)
-    for second in range(1, 10):
-        speaking(membership, "p1", at=float(second))
-    assert membership.gone(9.0) == []
-    for second in range(10, 40):
-        speaking(membership, "p0", "p1", at=float(second))
-        assert membership.gone(float(second)) == []
-
-
-def test_membership_takes_a_goodbye_for_what_it_is() -> None:
-    membership = Membership()
-    membership.apply(report("p0", state=State.LOST), EntryId("1-0"), 0.0)
-    assert membership.gone(0.0) == []
-    speaking(membership, "p1", at=1.0)
-    assert membership.gone(GRACE_S + 0.1) == ["p0"]

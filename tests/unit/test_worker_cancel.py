@@ -6,6 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from shared.ids import Address
+from shared.policy.batching import Batcher
+from shared.policy.sequence import Sequence
 from shared.wire.messages import Cancel
 from tests.support.gates import GatedEngine
 from tests.support.mesh import LocalMesh
@@ -92,6 +94,49 @@ async def test_prefilling_and_granted(layer: int) -> None:
         assert not mesh.fabric.receives_under_way(), "what was posted has been filled"
 
 
+@pytest.mark.parametrize("granted", [True, False])
+async def test_between_and_within_pieces_of_a_prompt(granted: bool) -> None:
+    """A prompt of 250 tokens in pieces of 40 beside another; it is dropped in its second piece, or between two."""
+    engine, make = gated(stop_at=None)
+    async with LocalMesh(make_engine=make, max_num_batched_tokens=40) as mesh:
+        worker = mesh.worker("prompt-0")
+        if not granted:
+            mesh.network.partition(Address("prompt-0"), Address("token-0"))
+        for within in (True, False):
+            engine.stop(1)
+            stream = await mesh.submit(list(range(250)))
+            await until(engine.reached.is_set)
+            engine.release(then_stop_at=1)
+            await until(lambda: engine.reached.is_set() and worker.in_step()[0].computed > 0)
+            assert worker.in_step()[0].computed == 40 and worker.blocks.used_blocks == 16
+            key = stream.request.key
+            if within:
+                mesh.cancel(stream)
+                await until(lambda: worker.in_step()[0].cancelled, SOON_S)
+            else:
+                sequence = worker.sequences[key]
+                enqueue = worker.batcher.enqueue
+
+                def cancelled_between(one: Sequence, enqueue: Callable[[Sequence], None] = enqueue) -> None:
+                    enqueue(one)
+                    worker.cancel(one.key)
+
+                worker.batcher.enqueue = cancelled_between  # type: ignore[method-assign]
+                assert sequence.token_worker is not None
+            engine.release()
+            await until(lambda key=key: key not in worker.sequences, SOON_S)  # type: ignore[misc]
+            assert worker.blocks.used_blocks == 0 and key not in worker.prompt_side and not worker.batcher.waiting
+            worker.batcher.enqueue = Batcher.enqueue.__get__(worker.batcher)  # type: ignore[method-assign]
+            assert not stream.tokens
+        if not granted:
+            mesh.network.heal(Address("prompt-0"), Address("token-0"))
+        await until(lambda: mesh.worker("token-0").idle, SOON_S)
+        after = await (await mesh.submit(PROMPT)).end()
+        assert len(after.text) == 8
+        await mesh.settle(SOON_S)
+        assert not mesh.fabric.receives_under_way(), "what was posted has been filled"
+
+
 async def test_one_of_two_in_a_batch() -> None:
     """The other prompt of the step is computed to its end and served."""
     engine, make = gated(stop_at=0)
@@ -103,7 +148,7 @@ async def test_one_of_two_in_a_batch() -> None:
         engine.release(then_stop_at=2, rows=2)
         await until(engine.reached.is_set)
         mesh.cancel(dropped)
-        await until(lambda: all(s.cancelled for s in mesh.worker("prompt-0").in_step if s.key == dropped.request.key))
+        await until(lambda: all(s.cancelled for s in mesh.worker("prompt-0").in_step() if s.key == dropped.request.key))
         engine.release()
         assert len((await kept.end()).text) == 8 and len((await blocker.end()).text) == 8
         await mesh.settle(SOON_S)
