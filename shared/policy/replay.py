@@ -20,7 +20,7 @@ from shared.wire.messages import Placed, StreamMessage, Submitted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """Whose deciders they are; `limits` are those of a router."""
+    """Whose deciders they are. Of a router: its limits, and its id salts its view."""
 
     service: str
     service_id: ServiceId

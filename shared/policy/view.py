@@ -7,10 +7,10 @@ after such an outage therefore excuses everyone's silence during it.
 """
 
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import blake2b
 
 from shared.ids import Attempt, EntryId, ServiceId, WorkerId
 from shared.policy.ranking import Ranking
@@ -162,10 +162,13 @@ class View:
         self._hear(now)
         worker = self.workers.get(report.worker_id)
         if worker is None:
-            tie = zlib.crc32(f"{self._salt}{report.worker_id}".encode()) if self._salt else 0
-            worker = self.workers[report.worker_id] = WorkerView(report, tie)
+            worker = self.workers[report.worker_id] = WorkerView(report, self._tie(report.worker_id))
         worker.hear(report, order_of(report.covers), now)
         self._rank(worker)
+
+    def _tie(self, worker_id: WorkerId) -> int:
+        salted = f"{self._salt}{worker_id}".encode()
+        return int.from_bytes(blake2b(salted, digest_size=4).digest(), "big") if self._salt else 0
 
     def _hear_service(self, report: ServiceReport, now: float) -> None:
         self._hear(now)

@@ -13,7 +13,11 @@ from services.gateway.events import Command, Event, Identity
 from services.gateway.sessions import Sessions
 from shared.ids import Attempt
 from shared.policy.batching import Batch
+from shared.policy.replay import Call as Decision
+from shared.policy.replay import Record, recorded
 from shared.policy.sequence import Sequence
+from shared.runtime.journal import Note
+from shared.wire.messages import StreamMessage
 from shared.worker.worker import Worker
 
 DECIDERS = {
@@ -47,6 +51,17 @@ class Call:
     changed: tuple[Sequence, ...]
     draining: bool
     answer: str
+
+
+def noting(records: list[Record]) -> Note:
+    """A journal in memory."""
+
+    def note(
+        call: Decision, at: float, message: StreamMessage | None = None, *, subject: str = "", answer: object = None
+    ) -> None:
+        records.append(recorded(call, at, message, subject=subject, answer=answer))
+
+    return note
 
 
 class WorkerTape:

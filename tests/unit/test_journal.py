@@ -18,7 +18,7 @@ from shared.errors import BadFrame, ConfigError
 from shared.ids import EntryId, ServiceId, WorkerId
 from shared.policy.membership import GRACE_S, Membership
 from shared.policy.pooling import Pooling
-from shared.policy.replay import Call, Opening, Record, Replay, recorded
+from shared.policy.replay import Call, Opening, Record, Replay
 from shared.policy.routing import Limits, Placement, place
 from shared.policy.view import View
 from shared.runtime.journal import FLUSH_S, Journal, Note, journal, not_noted, read
@@ -26,6 +26,7 @@ from shared.wire.codec import encode, pack
 from shared.wire.frames import framed
 from shared.wire.messages import StreamMessage
 from shared.wire.terms import Role, Sampling, State
+from tests.support.recorder import noting
 from tests.support.samples import placed, report, submitted
 
 ROUTER = Opening(service="router", service_id=ServiceId("router-0.a1"), limits=Limits(ttft_target_s=0.5))
@@ -105,22 +106,13 @@ def manage(note: Note, seconds: int) -> int:
 
 def noted(act: Callable[[Note], object]) -> list[Record]:
     records: list[Record] = []
-
-    def note(
-        call: Call, at: float, message: StreamMessage | None = None, *, subject: str = "", answer: object = None
-    ) -> None:
-        records.append(recorded(call, at, message, subject=subject, answer=answer))
-
-    act(note)
+    act(noting(records))
     return records
 
 
 def differences(opening: Opening, records: list[Record]) -> list[int]:
     taken = Replay(opening)
     return [difference.number for record in records if (difference := taken.take(record)) is not None]
-
-
-# ---- decisions taken again ------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
