@@ -12,7 +12,7 @@ from loadgen.sim.load import Facts, Load
 from loadgen.sim.machine import CountedBlocks, Machine, Told
 from loadgen.sim.outcome import MachineUse
 from shared.ids import EntryId, WorkerId
-from shared.policy.batch import PROMPT_SHARE
+from shared.policy.batch import PROMPT_SHARE, aimed_at
 from shared.policy.batching import Batcher, BatchLimits, Style
 from shared.policy.pooling import Pooling
 from shared.policy.routing import Limits
@@ -96,7 +96,7 @@ def _batch_limits(cluster: Cluster, kind: MachineKind, blocks: CountedBlocks, ch
     return BatchLimits(
         max_num_seqs=kind.max_num_seqs,
         max_num_batched_tokens=cluster.max_num_batched_tokens,
-        step_target_s=cluster.tbt_target_s,
+        step_target_s=aimed_at(cluster.tbt_target_s),
         prompt_blocks=int(PROMPT_SHARE * blocks.total),
         style=Style.PROMPTS_FIRST if whole else Style.DECODE_FIRST,
         chunk_tokens=chunk_tokens,

@@ -20,13 +20,13 @@ CHUNK_TOKENS = (256, 512, 1024, 2048)
 REQUESTS = 2000
 
 
-def best_chunk(trace: Trace, cluster: Cluster, *, seed: int, console: Console) -> tuple[int, str]:
+def best_chunk(trace: Trace, cluster: Cluster, *, console: Console) -> tuple[int, str]:
     """And a note that says how it did. Of equal ones the larger: fewer steps."""
     start = limit(trace, REQUESTS)
     found: dict[int, float] = {}
     for chunk_tokens in reversed(CHUNK_TOKENS):
         with ProgressBar(console, f"trying chunks of {chunk_tokens}") as show:
-            simulated = simulate(start, cluster, seed=seed, on_progress=show, chunk_tokens=chunk_tokens)
+            simulated = simulate(start, cluster, on_progress=show, chunk_tokens=chunk_tokens)
         table = nine(simulated.run, cluster.idle)
         found[chunk_tokens] = _p90(table["ttft"]) + _p90(table["tbt"])
     best = min(found, key=lambda chunk_tokens: found[chunk_tokens])

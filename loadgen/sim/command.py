@@ -39,9 +39,9 @@ def simulate_command(arguments: Sequence[str], console: Console) -> int:
     notes = [f"cost model splitwise-sim: {DEFECTS}"] if cluster.cost_model is CostModel.SPLITWISE_SIM else []
     chunk_tokens = None
     if cluster.policy is Policy.CHUNKED:
-        chunk_tokens, note = best_chunk(trace, cluster, seed=given.seed, console=console)
+        chunk_tokens, note = best_chunk(trace, cluster, console=console)
         notes.append(note)
-    simulated, cpu_s = _simulated(trace, cluster, given.seed, chunk_tokens, console)
+    simulated, cpu_s = _simulated(trace, cluster, chunk_tokens, console)
     measured = simulation_result(simulated, cluster, slo=slo, cpu_s=cpu_s)
     measured["notes"] += notes
     print_summary(measured, console)
@@ -50,16 +50,14 @@ def simulate_command(arguments: Sequence[str], console: Console) -> int:
     return 0 if measured["valid"] else INVALID
 
 
-def _simulated(
-    trace: Trace, cluster: Cluster, seed: int, chunk_tokens: int | None, console: Console
-) -> tuple[SimRun, float]:
+def _simulated(trace: Trace, cluster: Cluster, chunk_tokens: int | None, console: Console) -> tuple[SimRun, float]:
     """And the CPU seconds it took."""
     machines = sum(kind.count for kind in cluster.machines)
     title = f"{trace.name}: {len(trace.requests):,} requests over {trace.span_s:,.0f} s to {machines:,} machines"
     console.print(title, highlight=False, markup=False)
     with ProgressBar(console, "simulating") as show:
         began_s = process_time()
-        simulated = simulate(trace, cluster, seed=seed, on_progress=show, chunk_tokens=chunk_tokens)
+        simulated = simulate(trace, cluster, on_progress=show, chunk_tokens=chunk_tokens)
         return simulated, process_time() - began_s
 
 

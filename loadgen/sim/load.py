@@ -56,9 +56,11 @@ class Load:
         self.queue_s += job.prefill_s
         self.changed()
 
-    def prefilled(self, job: Job) -> None:
-        self.queue_tokens -= job.prompt_tokens
-        self.queue_s = self.queue_s - job.prefill_s if self.queue_tokens else 0.0
+    def computed(self, job: Job, tokens: int) -> None:
+        """So many tokens of its prompt, for the first time."""
+        self.queue_tokens -= tokens
+        share = tokens / job.prompt_tokens
+        self.queue_s = self.queue_s - share * job.prefill_s if self.queue_tokens else 0.0
         self.changed()
 
     def decode_placed(self, job: Job) -> None:
@@ -70,7 +72,8 @@ class Load:
 
     def granted(self, job: Job) -> None:
         """Its KV has a place here."""
-        self.blocks.reach(job.key, job.prompt_tokens + 1)
+        given = self.blocks.reach(job.key, job.prompt_tokens + 1)
+        assert given, "granted without room"
         self.granted_blocks += job.demand_blocks
         job.granted_s = self._agenda.now
 

@@ -155,6 +155,8 @@ class Machine:
             self._sampled(job, now)
         for piece in batch.pieces:
             job = piece.sequence
+            if job.prefilled_s is None:
+                self.load.computed(job, piece.end - job.computed)
             job.computed = piece.end
             if job.computed < job.length:
                 self.batcher.enqueue(job)
@@ -164,13 +166,11 @@ class Machine:
             job.left -= 1
             if job.prefilled_s is None:
                 job.prefilled_s = now
-                self.load.prefilled(job)
                 self._prefilled(self, job)
             elif job.left:
                 self.batcher.admit(job)
             else:
                 self._end(job)
-        self.load.changed()
         self._step()
 
     def _sampled(self, job: Job, now: float) -> None:

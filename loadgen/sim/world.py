@@ -34,17 +34,21 @@ from shared.wire.terms import Sampling
 POOLING_EVERY_S = 1.0
 TIME_LIMIT_S = math.inf  # nobody gives up
 PROGRESS_EVERY = 200
+STATUS = {Outcome.COMPLETED: 200, Outcome.REJECTED: 429, Outcome.FAILED: 503}
 GATEWAY, ADDRESS = ServiceId("gateway"), Address("gateway")
 
 Progress = Callable[[int, int], None]
 
 
 def simulate(
-    trace: Trace, cluster: Cluster, *, seed: int = 0, on_progress: Progress = lambda done, total: None,
+    trace: Trace,
+    cluster: Cluster,
+    *,
+    on_progress: Progress = lambda done, total: None,
     chunk_tokens: int | None = None,
-) -> SimRun:  # fmt: skip
+) -> SimRun:
     """Until every request has ended. `chunk_tokens`: of the policy `chunked`."""
-    return World(trace, cluster, seed, on_progress, chunk_tokens).run()
+    return World(trace, cluster, on_progress, chunk_tokens).run()
 
 
 @contextmanager
@@ -61,9 +65,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 class World:
-    def __init__(
-        self, trace: Trace, cluster: Cluster, seed: int, on_progress: Progress, chunk_tokens: int | None
-    ) -> None:
+    def __init__(self, trace: Trace, cluster: Cluster, on_progress: Progress, chunk_tokens: int | None) -> None:
         self._trace = trace
         self._cluster = cluster
         self._on_progress = on_progress
@@ -87,7 +89,8 @@ class World:
         self._records: list[Record | None] = [None] * len(trace.requests)
         self._placements: list[tuple[str, str]] = [("", "")] * len(trace.requests)
         self._role_changes: list[RoleChange] = []
-        self._sampling = Sampling(max_tokens=max(kind.kv_tokens for kind in cluster.machines))
+        self._longest_tokens = min(kind.kv_tokens for kind in cluster.machines)
+        self._sampling = Sampling(max_tokens=self._longest_tokens)
         self._left = len(trace.requests)
 
     def run(self) -> SimRun:
@@ -102,6 +105,7 @@ class World:
         for machine in self._machines.values():
             machine.load.close()
         records = [record for record in self._records if record is not None]
+        assert len(records) == len(self._records), "a request was lost"
         run = Run(
             target="simulated", model=self._cluster.model, trace=self._trace.name,
             schedule_sha256=self._trace.sha256, scheduled=len(records), records=records, window_s=(0.0, end_s),
@@ -128,7 +132,8 @@ class World:
             reply_to=ADDRESS,
             model=self._cluster.model,
         )
-        job = Job(index, now, request.output_tokens, submitted)
+        room = max(1, self._longest_tokens - request.prompt_tokens)  # a live answer ends where the context does
+        job = Job(index, now, min(request.output_tokens, room), submitted)
         choice = self._choose(submitted, now)
         match choice:
             case Placement():
@@ -181,7 +186,7 @@ class World:
         self._records[job.index] = Record(
             index=job.index,
             prompt_tokens=job.prompt_tokens,
-            output_tokens=job.output_tokens,
+            output_tokens=self._trace.requests[job.index].output_tokens,
             due_s=job.arrived_s,
             sent_s=job.arrived_s,
             event_s=job.event_s,
@@ -189,7 +194,7 @@ class World:
             done_s=done_s,
             outcome=outcome,
             error=error,
-            status=200 if outcome is Outcome.COMPLETED else 429,
+            status=STATUS[outcome],
             finish="length",
             request_id=job.submitted.request_id,
             usage_prompt_tokens=job.prompt_tokens,

@@ -17,6 +17,7 @@ from services.gateway.openai import Model, read
 from shared.broker.port import Broker
 from shared.clock import Clock
 from shared.errors import Overloaded, Rejected, Transient
+from shared.ids import WorkerId
 from shared.policy.worker_view import WorkerView
 from shared.wire.reports import DrainWorker, SetRole
 from shared.wire.streams import worker_stream
@@ -38,6 +39,7 @@ class Operations:
         self._mesh = mesh
         self._broker = broker
         self._clock = clock
+        self._drained: set[WorkerId] = set()  # their reports may not say so yet
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -57,11 +59,12 @@ class Operations:
         worker = self._worker(request.match_info["worker"])
         model = worker.report.model
         ready = self._mesh.view.reachable(self._clock.now())
-        others = [other for other in ready if other.report.model == model and other is not worker]
+        others = [o for o in ready if o.report.model == model and o.worker_id not in self._drained | {worker.worker_id}]
         if not others and not order.force:
             message = f"{worker.worker_id} is the last worker that serves {model}; it is drained only by force"
             raise Rejected(message, param="force", code="last_worker", status=409)
         await self._tell(DrainWorker(worker_id=worker.worker_id))
+        self._drained.add(worker.worker_id)
         return web.json_response({"worker": worker.worker_id}, status=202)
 
     async def _tell(self, order: SetRole | DrainWorker) -> None:

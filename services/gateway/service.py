@@ -94,6 +94,8 @@ async def gateway(
 
 
 def _promises(settings: Settings) -> Promises:
+    if settings.admission == "off":
+        return Promises(max_queued_tokens=settings.max_queued_tokens)
     return Promises(
         ttft_target_s=settings.ttft_target_s,
         tbt_target_s=settings.tbt_target_s,

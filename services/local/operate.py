@@ -18,7 +18,7 @@ from shared.runtime.options import Options
 
 ROLES = ("prompt", "token", "mixed", "auto")
 LOOK_EVERY_S = 0.05
-ROLE_WITHIN_S = 5.0
+HEARD_WITHIN_S = 5.0
 SAY_EVERY_S = 2.0
 
 
@@ -57,6 +57,8 @@ def drain(arguments: Sequence[str], console: Console) -> int:
     worker_id = gateway.ask(f"/mesh/workers/{quote(given.worker, safe='')}/drain", {"force": given.force})["worker"]
     said_at, said = float("-inf"), ""
     while (worker := _find(gateway, worker_id)) is not None:
+        if worker["state"] == "ready" and clock.now() - asked_at > HEARD_WITHIN_S:
+            raise ConfigError(f"{worker_id} did not take the order within {HEARD_WITHIN_S:g} s")
         line = f"draining {worker_id}: {worker['running']} running, {worker['waiting']} waiting"
         if clock.now() - said_at >= SAY_EVERY_S and line != said:
             _say(console, line)
@@ -68,7 +70,7 @@ def drain(arguments: Sequence[str], console: Console) -> int:
 
 def _until_set(gateway: Gateway, worker_id: str, wanted: str, clock: Clock) -> str:
     """The home role that the mesh shows once the worker has heard."""
-    give_up_at = clock.now() + ROLE_WITHIN_S
+    give_up_at = clock.now() + HEARD_WITHIN_S
     while clock.now() < give_up_at:
         worker = _find(gateway, worker_id)
         if worker is None:
@@ -76,7 +78,7 @@ def _until_set(gateway: Gateway, worker_id: str, wanted: str, clock: Clock) -> s
         if worker["role_pinned"] == (wanted != "auto") and wanted in ("auto", worker["role"]):
             return str(worker["role"])
         time.sleep(LOOK_EVERY_S)
-    raise ConfigError(f"{worker_id} did not take its role within {ROLE_WITHIN_S:g} s")
+    raise ConfigError(f"{worker_id} did not take its role within {HEARD_WITHIN_S:g} s")
 
 
 def _find(gateway: Gateway, worker_id: str) -> dict[str, Any] | None:

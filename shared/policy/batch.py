@@ -6,7 +6,8 @@ from typing import Generic, Protocol, TypeVar
 
 from shared.ids import Attempt
 
-PROMPT_SHARE = 0.75  # of all KV blocks; the rest serves grants and growing decodes
+AIM = 0.9  # of the time between tokens that is promised: what steps with prompts aim at
+PROMPT_SHARE = 0.95  # of all KV blocks; the rest serves grants and growing decodes
 
 
 class Work(Protocol):
@@ -52,7 +53,7 @@ class Style(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """step_target_s: how long a step with prompts and decodes may take; None: LONE_STEPS.
+    """step_target_s: how long a step with prompts and decodes may take (aimed_at); None: LONE_STEPS.
 
     prompt_blocks: a prompt starts only while so many blocks at most are in use after it, or nothing is. The rest serves
     grants and growing decodes, so a worker full of prompts can always take over a decode, and a preempted sequence does
@@ -65,6 +66,11 @@ class BatchLimits:
     prompt_blocks: int
     style: Style = Style.DECODE_FIRST
     chunk_tokens: int | None = None
+
+
+def aimed_at(tbt_target_s: float | None) -> float | None:
+    """The step target for a promised time between tokens: no fit is exact, and steps have to be kept below it."""
+    return None if tbt_target_s is None else AIM * tbt_target_s
 
 
 W = TypeVar("W", bound=Work)

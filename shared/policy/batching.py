@@ -20,7 +20,7 @@ from typing import Generic
 from shared.ids import Attempt
 from shared.kv.blocks import blocks_for
 from shared.policy.batch import Batch, BatchLimits, Blocks, Piece, Style, W, Work
-from shared.policy.step_room import LEAST_PROMPT_SHARE, StepRoom, knee_tokens
+from shared.policy.step_room import StepRoom, knee_tokens, longest_step_s
 from shared.wire.costs import REFERENCE_TOKENS, Costs
 
 __all__ = ["Batch", "BatchLimits", "Batcher", "Blocks", "Piece", "Style", "Work"]
@@ -164,7 +164,7 @@ class Batcher(Generic[W]):
         if self._limits.chunk_tokens is not None:
             return StepRoom(costs, self._limits.chunk_tokens)
         context, batch = sum([w.length for w in decodes]), len(decodes)
-        until_s = max(self.step_target_s, costs.decode_s(context, batch) / (1.0 - LEAST_PROMPT_SHARE))
+        until_s = longest_step_s(costs.decode_s(context, batch), self.step_target_s)
         return StepRoom(costs, tokens, until_s=until_s, context=context, batch=batch)
 
     def _candidates(self) -> list[W]:

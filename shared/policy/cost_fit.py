@@ -22,8 +22,7 @@ Matrix = list[list[float]]
 
 
 class CostFitter:
-    """`observe` every step, then ask for the `fit`. Only steps of one phase alone are fitted; a mixed step just tells
-    how good the fit is. The first step of a phase scales the guess for it."""
+    """`observe` every step, then ask for the `fit`. The first step of a phase scales the guess for it."""
 
     def __init__(self, guess: Costs = GUESS) -> None:
         self._prefill = _Form(guess.prefill_ms)
@@ -39,10 +38,21 @@ class CostFitter:
         elif not tokens:
             self._decode.observe((1.0, context, batch), seconds * 1000)
         else:
-            ratio = self.fit.costs.step_s(tokens, squares, context, batch) / seconds
-            self._prefill.judge(ratio)
-            self._decode.judge(ratio)
+            self._observe_mixed((1.0, tokens, squares), (1.0, context, batch), seconds * 1000)
         self.fit = self._fit()
+
+    def _observe_mixed(self, prompts: Coefficients, decodes: Coefficients, measured_ms: float) -> None:
+        """The form that the step is mostly made of learns what the other one does not explain."""
+        more, less = (self._prefill, prompts), (self._decode, decodes)
+        if more[0].predicted_ms(prompts) < less[0].predicted_ms(decodes):
+            more, less = less, more
+        (large, x), (small, y) = more, less
+        fixed_ms = min(large.coefficients[0], small.coefficients[0])  # the weights are loaded once
+        rest_ms = small.predicted_ms(y) - fixed_ms
+        small.judge((large.predicted_ms(x) + rest_ms) / measured_ms)
+        small.steps += 1
+        if measured_ms > 2 * rest_ms:
+            large.observe(x, measured_ms - rest_ms)
 
     def _fit(self) -> CostFit:
         return CostFit(
@@ -75,6 +85,9 @@ class _Form:
         """Take note of predicted / measured."""
         self._judged += 1
         self.error += (abs(ratio - 1.0) - self.error) / min(self._judged, ERROR_STEPS)
+
+    def predicted_ms(self, x: Coefficients) -> float:
+        return _dot(self.coefficients, x)
 
     def observe(self, x: Coefficients, measured_ms: float) -> None:
         ratio = _dot(self.coefficients, x) / measured_ms

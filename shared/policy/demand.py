@@ -15,17 +15,17 @@ def expected_tokens(bound: int, mean_tokens: float, bounds_used: float) -> int:
 
 
 class AnswerLength:
-    """Of the answers that ended here. The first guess counts as one of them."""
+    """Of the answers that ended here; of their mean length the first guess counts as one. bounds_used is 0 before."""
 
     def __init__(self) -> None:
         self.mean_tokens = FIRST_EXPECTED_TOKENS
         self.bounds_used = 0.0
-        self._weight = 1
+        self._answers = 0
 
     def ended(self, tokens: int, bound: int) -> None:
-        self._weight = min(self._weight + 1, REMEMBERED)
-        self.mean_tokens += (tokens - self.mean_tokens) / self._weight
-        self.bounds_used += (tokens / bound - self.bounds_used) / self._weight
+        self._answers = min(self._answers + 1, REMEMBERED)
+        self.mean_tokens += (tokens - self.mean_tokens) / (self._answers + 1)
+        self.bounds_used += (tokens / bound - self.bounds_used) / self._answers
 
     def tokens_at_end(self, prompt_tokens: int, sampled: int, tokens_left: int) -> int:
         """Tokens of prompt and answer when a request ends that has `sampled` of its at most `tokens_left` now."""

@@ -214,6 +214,7 @@ class Admit:
     request: Submitted
     peer: Address
     first_token: int
+    arrived_at: float  # at a gateway, on this worker's clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

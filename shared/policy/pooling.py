@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from shared.ids import EntryId, WorkerId
 from shared.policy.census import Census
-from shared.policy.demand import expected_tokens
+from shared.policy.demand import USED_UP, expected_tokens
 from shared.policy.sides import Member, Side, Sides, least_missed, way
 from shared.policy.traffic import Mix, Traffic
 from shared.policy.view import View
 from shared.wire.messages import Placed, StreamMessage
-from shared.wire.reports import RoleChanged
+from shared.wire.reports import RoleChanged, WorkerReport
 from shared.wire.terms import Role
 
 ROUNDING = 1e-6  # equal gains of different workers differ by less
@@ -32,8 +32,10 @@ class PoolingLimits:
     1 + margin + noise_weight * noise. Nobody moves twice within cool_s unless that factor is clear_gain at least.
     least_utilisation: of the busier pool. prompt_target: prompt pools count as full at this utilisation, because their
     queues are random. moved_share: of all workers, per decision (one at least). taken_s: a move that no report
-    confirms within it is taken for lost."""
+    confirms within it is taken for lost. first_s: nobody moves so soon after the first
+    placement, unless bounds tell how long answers get."""
 
+    first_s: float = 10.0
     window_s: float = 5.0
     backlog_s: float = 5.0
     hold_s: float = 2.0
@@ -71,6 +73,8 @@ class Pooling:
         self._census = Census(view)
         self._limits = limits or PoolingLimits()
         self._traffic: dict[str, Traffic] = {}
+        self._began: dict[str, float] = {}  # when the first placement of a model was counted
+        self._learned: dict[str, WorkerReport] = {}  # whose word on answers counts where a worker has none yet
         self._wants: dict[str, _Want] = {}
         self._moved: dict[WorkerId, tuple[Role, float]] = {}
 
@@ -97,9 +101,16 @@ class Pooling:
         if worker is None:
             return
         report = worker.report
+        if report.bounds_used:
+            self._learned[report.model] = report
+        elif (learned := self._learned.get(report.model)) is not None:
+            report = learned
+        else:
+            return  # no answer has ended anywhere: how long they get is a guess, and nobody moves on a guess
         traffic = self._traffic.get(report.model)
         if traffic is None:
             traffic = self._traffic[report.model] = Traffic(self._limits.window_s)
+            self._began[report.model] = now
         steps = expected_tokens(placed.output_tokens, report.expected_output_tokens, report.bounds_used) - 1
         traffic.add(placed.prompt_tokens, max(0, steps), now)
 
@@ -124,11 +135,13 @@ class Pooling:
         want = self._wants.pop(model, None)
         if mix is None or not sides.prompt.workers or not sides.token.workers:
             return []
+        if now - self._began[model] < limits.first_s and self._learned[model].bounds_used < USED_UP:
+            return []  # the answers that end first are the short ones
         sides.measure(mix, prompt_target=limits.prompt_target, backlog_s=limits.backlog_s)
         idler, busier = sorted((sides.prompt, sides.token), key=lambda side: side.utilisation)
         if want is None or want.role is not busier.role:
             want = _Want(busier.role, now)
-        if not want.begun and busier.utilisation < limits.least_utilisation:
+        if busier.utilisation < limits.least_utilisation:
             return []
         movers, gain = self._best_way(model, sides, idler, busier)
         worth = gain >= 1 + limits.margin + limits.noise_weight * mix.noise

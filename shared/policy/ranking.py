@@ -9,7 +9,7 @@ STALE_KEPT = 64
 
 
 class Ranked(Protocol):
-    """`version` grows with every change of its score; `tie` is unique and decides between equal scores."""
+    """`version` grows with every change of its score; `tie` decides between equal scores."""
 
     version: int
 
@@ -24,14 +24,16 @@ class Ranking(Generic[Item]):
     """A heap whose outdated entries are dropped when they come up: a change costs O(log n), and so does the first."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, float, tuple[int, str], int, Item]] = []
+        self._heap: list[tuple[float, float, tuple[int, str], int, int, Item]] = []
+        self._number = 0  # of entries: items are never compared
         self._rebuild_at = STALE_KEPT
 
     def put(self, score: Score, item: Item) -> None:
         """`item` as of its present version; entries of older versions do not count any more."""
-        heappush(self._heap, (*score, item.tie, item.version, item))
+        self._number += 1
+        heappush(self._heap, (*score, item.tie, self._number, item.version, item))
         if len(self._heap) > self._rebuild_at:
-            self._heap = [entry for entry in self._heap if entry[3] == entry[4].version]
+            self._heap = [entry for entry in self._heap if entry[4] == entry[5].version]
             heapify(self._heap)
             self._rebuild_at = STALE_KEPT + 4 * len(self._heap)
 
@@ -42,10 +44,10 @@ class Ranking(Generic[Item]):
         found = None
         while heap:
             entry = heap[0]
-            if entry[3] != entry[4].version:
+            if entry[4] != entry[5].version:
                 heappop(heap)
-            elif fits(entry[4]):
-                found = entry[4]
+            elif fits(entry[5]):
+                found = entry[5]
                 break
             else:
                 passed.append(heappop(heap))

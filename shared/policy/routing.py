@@ -68,7 +68,7 @@ def place(view: View, request: Submitted, now: float, limits: Limits = DEFAULT_L
     if prompt is None:
         return f"no ready worker serves model {request.model} with room for {request.prompt_tokens} tokens"
     token = _token_worker(view, request, fits, prompt, limits)
-    if token is not prompt and _stays(prompt, request):
+    if token is not prompt and _stays(prompt, token, request):
         token = prompt
     ttft_s = prompt.ttft_s(request.prompt_tokens) + token.room_in_s(request.prompt_tokens, request.tokens_left)
     return Placement(prompt=prompt, token=token, ttft_s=ttft_s, tbt_s=token.tbt_s)
@@ -95,15 +95,15 @@ def _prompt_worker(view: View, request: Submitted, fits: Fits, limits: Limits) -
         worker = view.shortest(request.model, pool, fits)
         if worker is None or (ttft_s := worker.ttft_s(request.prompt_tokens)) >= best_s:
             continue
-        if not limits.borrow or worker.wait_s <= _longest_wait_s(worker, limits):
+        if not limits.borrow or worker.wait_s <= _longest_wait_s(worker, request, limits):
             return worker
         best, best_s = worker, ttft_s
     return best
 
 
-def _longest_wait_s(worker: WorkerView, limits: Limits) -> float:
-    wait_s = worker.seconds_for(limits.overflow_tokens)
-    return wait_s if limits.ttft_target_s is None else min(wait_s, limits.ttft_target_s / 2)
+def _longest_wait_s(worker: WorkerView, request: Submitted, limits: Limits) -> float:
+    target_s = request.time_left_s if limits.ttft_target_s is None else limits.ttft_target_s
+    return min(worker.seconds_for(limits.overflow_tokens), target_s / 2)
 
 
 def _token_worker(view: View, request: Submitted, fits: Fits, prompt: WorkerView, limits: Limits) -> WorkerView:
@@ -134,10 +134,10 @@ def _least_full(view: View, request: Submitted, fits: Fits) -> WorkerView | None
     return min((w for w in found if w is not None), key=lambda w: w.kv_demand, default=None)
 
 
-def _stays(prompt: WorkerView, request: Submitted) -> bool:
+def _stays(prompt: WorkerView, token: WorkerView, request: Submitted) -> bool:
     """Conditional disaggregation: moving exposes more than the decode steps here would take from other prompts."""
-    report = prompt.report
-    expected = expected_tokens(request.tokens_left, report.expected_output_tokens, report.bounds_used) - 1
+    report, knows = prompt.report, token.report  # answers end, and are learned, at token workers
+    expected = expected_tokens(request.tokens_left, knows.expected_output_tokens, knows.bounds_used) - 1
     step_s = report.fit.costs.decode_s(prompt.demand_blocks * report.block_size + request.prompt_tokens, 1)
     return exposed_s(prompt, request.prompt_tokens) > expected * step_s
 

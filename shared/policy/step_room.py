@@ -17,6 +17,11 @@ def knee_tokens(costs: Costs, limit: int) -> int:
     return min(limit, max(MIN_KNEE_TOKENS, int(KNEE * a / b))) if b else limit
 
 
+def longest_step_s(decode_s: float, target_s: float) -> float:
+    """How long a step may take that has prompts beside decodes which alone would take `decode_s`."""
+    return max(target_s, decode_s / (1.0 - LEAST_PROMPT_SHARE))
+
+
 class StepRoom:
     """What prompts may still take of one step: `tokens` in number, and, if `until_s` is given, as many as let a step
     with `batch` decodes over `context` tokens end by then, but MIN_PIECE_TOKENS at least."""

@@ -47,7 +47,7 @@ class Incoming:
     slices: int
     size_bytes: int
     offered_id: int
-    rank: float
+    arrived_at: float  # at a gateway, on this worker's clock
     transfer_id: int = 0
     arrived: dict[int, int] = field(default_factory=dict)
     complete: KvComplete | None = None
@@ -134,7 +134,7 @@ class TokenSide:
             slices=len(slices),
             size_bytes=sum(s.size_bytes(self._shape) for s in slices),
             offered_id=reserve.transfer_id,
-            rank=rank_of(request, now - request.waited_s),
+            arrived_at=now - request.waited_s,
         )
 
     def _grant(self, now: float) -> Iterator[h.Command]:
@@ -145,7 +145,8 @@ class TokenSide:
             in_flight = sum(i.size_bytes for i in self._incoming.values() if i.transfer_id)
             if in_flight and in_flight + incoming.size_bytes > IN_FLIGHT_BYTES:
                 return
-            if not self._admits(incoming.rank) or not self._take_blocks(incoming.request):
+            rank = rank_of(incoming.request, incoming.arrived_at)
+            if not self._admits(rank) or not self._take_blocks(incoming.request):
                 return
             incoming.transfer_id = incoming.offered_id
             incoming.deadline = now + h.IDLE_S
@@ -224,7 +225,12 @@ class TokenSide:
         if not bad:
             del self._incoming[incoming.request.key]
             yield h.Send(peer=incoming.peer, message=_accept(incoming))
-            yield h.Admit(request=incoming.request, peer=incoming.peer, first_token=complete.first_token)
+            yield h.Admit(
+                request=incoming.request,
+                peer=incoming.peer,
+                first_token=complete.first_token,
+                arrived_at=incoming.arrived_at,
+            )
         else:
             yield from self._ask_again(incoming, bad, now)
 

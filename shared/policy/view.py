@@ -23,6 +23,7 @@ SILENT_S = 5.0
 OUTAGE_S = 2.5  # nobody at all was heard for so long: reports come every second
 FORGET_AFTER = 6.0  # times as long
 FORGET_EVERY_S = 1.0
+FORESEEN_S = 10.0  # from deciding to reading it back takes milliseconds
 
 
 @lru_cache(maxsize=256)  # reports cover the same placement again and again
@@ -53,7 +54,8 @@ class View:
         self._salt = salt
         self._silent_s = silent_s
         self._pools: dict[tuple[str, Role], Pool] = {}
-        self._foreseen: dict[Attempt, Placed] = {}
+        self._foreseen: dict[Attempt, tuple[float, Placed]] = {}
+        self._latest = float("-inf")
         self._service_heard_at: dict[ServiceId, float] = {}
         self._last_heard_at = float("-inf")
         self._forgot_at = float("-inf")
@@ -62,6 +64,7 @@ class View:
     # ---- what is heard ----------------------------------------------------------------------------------------------
 
     def apply(self, message: StreamMessage, entry_id: EntryId, now: float) -> None:
+        self._latest = max(self._latest, now)
         match message:
             case Placed():
                 self._place(message, order_of(entry_id))
@@ -73,13 +76,15 @@ class View:
                 pass
 
     def foresee(self, placed: Placed) -> None:
-        """Count a placement that this process is about to make and will soon read back from the stream."""
-        self._foreseen[placed.request_id, placed.attempt] = placed
+        """Count a placement that this process is about to make and will soon read back from the stream; if the broker
+        loses it, it counts for FORESEEN_S."""
+        self._foreseen[placed.request_id, placed.attempt] = (self._latest, placed)
         self._count(placed, None)
 
     def retract(self, placed: Placed) -> None:
         """The foreseen placement was not made after all."""
-        if (foreseen := self._foreseen.pop((placed.request_id, placed.attempt), None)) is not None:
+        if (known := self._foreseen.pop((placed.request_id, placed.attempt), None)) is not None:
+            _, foreseen = known
             for worker in self._concerned(foreseen):
                 if worker.take_back(foreseen):
                     self._rank(worker)
@@ -118,6 +123,8 @@ class View:
         if not now - self._last_heard_at <= self._silent_s < math.inf or now - self._forgot_at < FORGET_EVERY_S:
             return
         self._forgot_at = now
+        for placed in [p for at, p in self._foreseen.values() if at < now - FORESEEN_S]:
+            self.retract(placed)
         for worker in [w for w in self.workers.values() if w.heard_at <= now - FORGET_AFTER * self._silent_s]:
             worker.version += 1  # out of its ranking
             del self.workers[worker.worker_id]
@@ -130,12 +137,11 @@ class View:
 
     def _place(self, placed: Placed, order: Order) -> None:
         """A placement that is read back takes the place of the foreseen one, wherever that counted."""
-        foreseen = self._foreseen.get((placed.request_id, placed.attempt))
-        if foreseen is not None and (foreseen.prompt_worker, foreseen.token_worker) != (
-            placed.prompt_worker,
-            placed.token_worker,
-        ):
-            self.retract(placed)
+        if (known := self._foreseen.get((placed.request_id, placed.attempt))) is not None:
+            _, foreseen = known
+            ends = foreseen.prompt_worker, foreseen.token_worker
+            if ends != (placed.prompt_worker, placed.token_worker):
+                self.retract(placed)
         self._foreseen.pop((placed.request_id, placed.attempt), None)
         self._count(placed, order)
 

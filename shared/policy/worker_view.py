@@ -5,7 +5,7 @@ from shared.kv.blocks import blocks_for
 from shared.policy.batch import PROMPT_SHARE
 from shared.policy.demand import expected_tokens
 from shared.policy.ranking import Score
-from shared.policy.step_room import LEAST_PROMPT_SHARE
+from shared.policy.step_room import LEAST_PROMPT_SHARE, longest_step_s
 from shared.wire.costs import REFERENCE_TOKENS
 from shared.wire.messages import Placed
 from shared.wire.reports import WorkerReport
@@ -128,7 +128,9 @@ class WorkerView:
         lent = (prompts and report.role is Role.TOKEN) or (decodes and report.role is Role.PROMPT)
         self.pool = Role.MIXED if lent else report.role
         tbt_s = report.fit.costs.decode_s(self.demand_blocks * report.block_size, self.decodes + 1)
-        self.tbt_s = max(tbt_s, report.step_target_s) if prompts else tbt_s
+        # A prompt worker that is lent will have prompts beside its decodes: what it takes from them is not free.
+        prompts = prompts or report.role is Role.PROMPT
+        self.tbt_s = longest_step_s(tbt_s, report.step_target_s) if prompts else tbt_s
         # Beside decodes, whose steps may take step_target_s, prompts get what these leave of it.
         left = 1.0 - tbt_s / report.step_target_s if decodes else 1.0
         self._prefill_share = max(LEAST_PROMPT_SHARE, left)

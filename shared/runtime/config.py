@@ -78,6 +78,10 @@ class Settings:
         None, "seconds between tokens that are promised (default of a worker: 4 of its lone decode steps)", seconds,
         ("up", "prompt_worker", "token_worker", "gateway"),
     )  # fmt: skip
+    admission: str = option(
+        "on", "on: what cannot meet the targets is refused; off: they only steer", one_of("on", "off"),
+        ("up", "gateway"),
+    )  # fmt: skip
     max_queued_tokens: int | None = option(
         None, "prompt tokens that may wait in the whole mesh: what exceeds them is refused (default: any number)",
         whole_number(1), ("up", "gateway"),

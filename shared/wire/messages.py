@@ -187,8 +187,8 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvComplete:
-    """prompt → token: every slice was pushed. `checksums[i]` is the xxh3-64 of slice i (a layer; of a small prompt all
-    layers) as it left; `first_token` is output token number `request.emitted`, sampled by the prompt worker."""
+    """prompt → token: every slice was pushed. `checksums[i]` is the xxh3-64 of slice i (shared.kv.layout) as it left;
+    `first_token` is output token number `request.emitted`, sampled by the prompt worker."""
 
     request_id: RequestId
     attempt: int

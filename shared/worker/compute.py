@@ -1,5 +1,7 @@
 """The loop in the middle of a worker: schedule, step, deal with the results; for ever."""
 
+from dataclasses import replace
+
 import structlog
 
 from shared.engine.port import Draw, Row
@@ -102,10 +104,10 @@ def _draw(worker: Worker, sequence: Sequence) -> Draw:
 
 
 def _start_prefill(worker: Worker, sequence: Sequence) -> None:
-    sequence.prefill_started_at = worker.clock.now()
+    now = sequence.prefill_started_at = worker.clock.now()
     if sequence.token_worker is None:
         return
-    request = sequence.request
+    request = replace(sequence.request, waited_s=now - sequence.arrived_at)  # its rank is the same there
     mode = _push_mode(worker, request)
     slices = cut(mode, request.prompt_tokens, worker.shape)
     worker.feed_prompt(

@@ -12,8 +12,10 @@ from shared.worker.worker import Worker
 def report_of(worker: Worker, lag: LoopLag) -> WorkerReport:
     options, facts, blocks = worker.options, worker.facts, worker.blocks
     waiting, incoming, coming = worker.batcher.waiting, worker.token_side.requests(), worker.coming.decodes()
-    prompts = [(s.computed, s.length) for s in [*waiting, *(p.sequence for p in worker.step.pieces)]]
+    queued = [*waiting, *(piece.sequence for piece in worker.step.pieces)]
+    prompts = [(s.computed, s.length) for s in queued if not s.sampled]
     prompts += [(0, tokens) for tokens in worker.coming.prompts()]
+    again = [(s.computed, s.length) for s in queued if s.sampled]  # preempted decodes: work, but no prompts
     at_end = worker.answers.tokens_at_end
     decodes = [at_end(s.request.prompt_tokens, s.sampled, s.request.tokens_left) for s in worker.decoding()]
     decodes += [at_end(r.prompt_tokens, 0, r.tokens_left) for r in incoming]
@@ -31,7 +33,7 @@ def report_of(worker: Worker, lag: LoopLag) -> WorkerReport:
         link_address=worker.links.address,
         covers=worker.coming.covers,
         queue_tokens=sum(end - start for start, end in prompts),
-        queue_s=_prefill_s(worker.batcher, prompts),
+        queue_s=_prefill_s(worker.batcher, [*prompts, *again]),
         decodes=len(decodes),
         demand_blocks=sum(blocks_for(tokens, facts.block_size) for tokens in decodes),
         expected_output_tokens=worker.answers.mean_tokens,

@@ -24,7 +24,7 @@ from shared.kv.blocks import BlockAllocator, blocks_for
 from shared.kv.layout import KvShape
 from shared.link.port import Links
 from shared.policy import handoff as h
-from shared.policy.batch import PROMPT_SHARE
+from shared.policy.batch import PROMPT_SHARE, aimed_at
 from shared.policy.batching import Batch, Batcher, BatchLimits
 from shared.policy.cost_fit import CostFitter
 from shared.policy.demand import AnswerLength
@@ -90,7 +90,7 @@ class Worker:
             BatchLimits(
                 max_num_seqs=options.max_num_seqs,
                 max_num_batched_tokens=options.max_num_batched_tokens,
-                step_target_s=options.tbt_target_s,
+                step_target_s=aimed_at(options.tbt_target_s),
                 prompt_blocks=int(PROMPT_SHARE * facts.kv_blocks),
             ),
             self.fitter.fit.costs,
@@ -198,7 +198,7 @@ class Worker:
         now = self.clock.now()
         sequence = Sequence(
             request=request,
-            arrived_at=now - request.waited_s,
+            arrived_at=command.arrived_at,
             token_worker=None,
             received_from=command.peer,
             tokens=[*request.token_ids, command.first_token],

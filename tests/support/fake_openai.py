@@ -2,12 +2,16 @@
 
     with FakeOpenAI(lambda number: Script(ttft_s=0.05, gap_s=0.01)) as server: ... server.url, server.written
 
+As a process: python -m tests.support.fake_openai --port 8791 [--ttft-ms 10] [--gap-ms 5], until it is stopped.
+
 It runs in a thread of its own with its own event loop; `written[n]` are the moments, on the monotonic clock that all
 processes of the machine share, of the n-th request's arrival and of each of its token events.
 """
 
+import argparse
 import asyncio
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -61,11 +65,12 @@ class FakeOpenAI:
     def __init__(
         self, script: Callable[[int], Script] = lambda number: Script(), *, accepts_ids: bool = True,
         refuses: tuple[str, ...] = (), overhead_tokens: int = 0, has_models: bool = True,
-        max_model_len: int | None = None, tokens_per_word: int = 1, counts_whole: bool = True,
+        max_model_len: int | None = None, tokens_per_word: int = 1, counts_whole: bool = True, port: int = 0,
     ) -> None:  # fmt: skip
         self._script, self._accepts_ids, self._refuses = script, accepts_ids, refuses
         self._overhead, self._has_models, self._max_model_len = overhead_tokens, has_models, max_model_len
         self._tokens_per_word, self._counts_whole = tokens_per_word, counts_whole
+        self._port = port
         self.written: list[Written] = []
         self.url = ""
         self._loop = uvloop.new_event_loop()
@@ -102,7 +107,7 @@ class FakeOpenAI:
         ])  # fmt: skip
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", self._port)
         await site.start()
         self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         self._started.set()
@@ -188,3 +193,18 @@ class FakeOpenAI:
 
     async def _event(self, response: web.StreamResponse, content: dict[str, Any]) -> None:
         await response.write(b"data: " + json.dumps({"id": "x", "model": MODEL, **content}).encode() + b"\n\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--ttft-ms", type=float, default=0.0)
+    parser.add_argument("--gap-ms", type=float, default=0.0)
+    given = parser.parse_args()
+    script = Script(ttft_s=given.ttft_ms / 1000, gap_s=given.gap_ms / 1000)
+    with FakeOpenAI(lambda number: script, port=given.port):
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    main()

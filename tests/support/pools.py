@@ -5,7 +5,7 @@ from random import Random
 
 from shared.ids import EntryId
 from shared.kv.blocks import blocks_for
-from shared.policy.pooling import Pooling, RoleMove
+from shared.policy.pooling import Pooling, PoolingLimits, RoleMove
 from shared.policy.view import View
 from shared.wire.costs import CostFit, Costs
 from shared.wire.reports import RoleChanged
@@ -83,7 +83,7 @@ class PretendedPools:
         self, prompt: int, token: int, *, seed: int = 1, speeds: tuple[float, ...] = (1.0,)
     ) -> None:  # fmt: skip
         self.view = View()
-        self.pooling = Pooling(self.view)
+        self.pooling = Pooling(self.view, PoolingLimits(first_s=0.0))
         self.random = Random(seed)
         self.now = 0.0
         self.moves: list[tuple[float, RoleMove]] = []
@@ -134,7 +134,7 @@ class PretendedPools:
                 worker.name, worker.role, fit=fit, queue_s=worker.queue_s,
                 queue_tokens=sum(r.prompt_tokens for _, r in worker.queue), covers=EntryId(f"{self._entries}-0"),
                 decodes=worker.coming + len(worker.decoding), demand_blocks=worker.demand(), kv_blocks_total=20_000,
-                step_target_s=4 * worker.costs.decode_ms[0] / 1000, expected_output_tokens=MEAN_ANSWER,
+                step_target_s=4 * worker.costs.decode_ms[0] / 1000, expected_output_tokens=MEAN_ANSWER, bounds_used=0.5,
                 max_num_seqs=1000,
             )  # fmt: skip
             self.view.apply(message, self._entry(), self.now)

@@ -51,7 +51,7 @@ def report(name: str, role: Role = Role.PROMPT, **fields: Any) -> WorkerReport:
         "queue_s": fields.get("queue_tokens", 0) / 1000,
         "decodes": 1 if fields.get("demand_blocks") else 0,
         "expected_output_tokens": 256.0,
-        "bounds_used": 0.0,
+        "bounds_used": 0.5,
         "demand_blocks": 0,
         "running": 0,
         "waiting": 0,

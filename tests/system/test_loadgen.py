@@ -15,6 +15,8 @@ import pytest
 from tests.support.fake_openai import FakeOpenAI, Script
 from tests.support.running import ROOT, RunningMesh
 
+SERVER = f"{sys.executable} -m tests.support.fake_openai --port {{port}}"
+
 pytestmark = pytest.mark.system
 
 TRACES = ROOT.parent / "shared" / "traces"
@@ -192,11 +194,10 @@ def test_ctrl_c_ends_a_replay_with_what_it_has(mesh: RunningMesh, tmp_path: Path
 
 
 def test_commands_are_started_compared_and_stopped(tmp_path: Path) -> None:
-    """Two meshes, the second far slower."""
+    """Two servers, the second far slower."""
     found = tmp_path / "result.json"
-    up = f"{sys.executable} -m services.local up --port {{port}} --engine paced --paced-model"
     ran = loadgen(
-        "compare", f"quick={up} 'prefill_ms=10,0,0 decode_ms=5,0,0'", f"slow={up} 'prefill_ms=30,0,0 decode_ms=50,0,0'",
+        "compare", f"quick={SERVER} --ttft-ms 10 --gap-ms 5", f"slow={SERVER} --ttft-ms 30 --gap-ms 50",
         "--trace", "poisson", "--request-rate", "10", "--num-prompts", "20", "--random-input-len", "30",
         "--random-output-len", "8", "--repeats", "2", "--slo", "ttft=1", "--json", str(found),
     )  # fmt: skip
@@ -210,10 +211,9 @@ def test_commands_are_started_compared_and_stopped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_comparison_that_is_ended_leaves_no_server_behind(number: signal.Signals) -> None:
-    up = f"{sys.executable} -m services.local up --port {{port}} --engine paced"
     load = ("--trace", "poisson", "--request-rate", "5", "--num-prompts", "500", "--random-output-len", "4")
     process = subprocess.Popen(
-        [sys.executable, "-m", "loadgen", "compare", f"a={up}", f"b={up}", *load],
+        [sys.executable, "-m", "loadgen", "compare", f"a={SERVER}", f"b={SERVER}", *load],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -221,7 +221,7 @@ def test_a_comparison_that_is_ended_leaves_no_server_behind(number: signal.Signa
         if "sent" in line:
             break
     family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) > 10
+    assert len(family) >= 2
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == (130 if number is signal.SIGINT else 128 + number), output

@@ -86,7 +86,7 @@ def test_nobody_is_refused_on_a_guess() -> None:
 
 def test_time_between_tokens_has_a_small_tolerance() -> None:
     """10 ms and 0.1 ms a sequence: 10.1 ms for the first one."""
-    view = view_of(report("p0"))
+    view = view_of(report("m0", Role.MIXED))
     assert isinstance(asked(view, Promises(tbt_target_s=0.0097)), Admitted)
     assert refused(view, Promises(tbt_target_s=0.0095)).promise is Promise.TBT
     assert isinstance(asked(view, Promises(tbt_target_s=0.0095), max_tokens=1), Admitted), "one token has no gap"
@@ -95,7 +95,9 @@ def test_time_between_tokens_has_a_small_tolerance() -> None:
 def test_decodes_are_waited_for_until_enough_have_ended() -> None:
     """101 decodes at 20.1 ms; at most 57 may run for 15.75 ms. Answers of 100 tokens take 2.01 s: 44 % end in .88 s."""
     cost = fit(decode_ms=(10.0, 0.0, 0.1))
-    worker = report("p0", fit=cost, decodes=100, demand_blocks=100, kv_blocks_total=1000, expected_output_tokens=100.0)
+    worker = report(
+        "m0", Role.MIXED, fit=cost, decodes=100, demand_blocks=100, kv_blocks_total=1000, expected_output_tokens=100.0
+    )
     assert refused(view_of(worker), Promises(tbt_target_s=0.015)).retry_after_s == 1
     longer = replace(worker, expected_output_tokens=1000.0)
     assert refused(view_of(longer), Promises(tbt_target_s=0.015)).retry_after_s == 9

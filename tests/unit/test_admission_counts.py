@@ -33,7 +33,7 @@ def burst(admission: Admission, size: int) -> list[str]:
 
 def test_of_a_burst_only_so_many_are_let_in_as_can_be_served() -> None:
     view = view_of(p0=Role.PROMPT, p1=Role.PROMPT)
-    admission = Admission(view, Promises(ttft_target_s=1.05), LIMITS)
+    admission = Admission(view, Promises(ttft_target_s=1.05), Limits(ttft_target_s=1.05))
     admitted = burst(admission, 100)
     assert len(admitted) == 20, "0.1 s each on two workers"
     for name in admitted:

@@ -118,13 +118,26 @@ def test_what_was_learned_is_not_forgotten_while_it_is_not_seen() -> None:
     assert fitter.fit.costs.decode_s(40_000, 40) == pytest.approx(TRUTH.decode_s(40_000, 40), rel=0.1)
 
 
-def test_mixed_steps_are_judged_but_not_fitted() -> None:
+@pytest.mark.parametrize(("tokens", "batch"), [(1500, 2), (20, 30)])
+def test_of_mixed_steps_the_larger_part_learns(tokens: int, batch: int) -> None:
+    """A worker that never has steps of one phase alone still follows a change of its speed."""
     fitter = CostFitter(TRUTH)
-    before = fitter.fit
-    for _ in range(40):
-        fitter.observe(100, 10_000, 5000, 10, 2.0 * TRUTH.step_s(100, 10_000, 5000, 10))
-    assert fitter.fit.costs == before.costs and fitter.fit.prefill_steps == 0
-    assert fitter.fit.prefill_error == fitter.fit.decode_error == pytest.approx(0.5, abs=0.01)
+    slow = Costs(tuple(2 * ms for ms in TRUTH.prefill_ms), tuple(2 * ms for ms in TRUTH.decode_ms))
+    for number in range(300):
+        more = tokens + number % 7 * 10, batch + number % 3
+        shape = more[0], more[0] ** 2, 500 * more[1], more[1]
+        fitter.observe(*shape, slow.step_s(*shape))
+    assert fitter.fit.costs.step_s(*shape) == pytest.approx(slow.step_s(*shape), rel=0.05)
+    assert fitter.fit.prefill_steps == fitter.fit.decode_steps == 300
+    fitter.check()
+
+
+def test_a_single_odd_mixed_step_changes_little() -> None:
+    fitter = CostFitter(TRUTH)
+    for _ in range(60):
+        fitter.observe(500, 250_000, 2000, 4, TRUTH.step_s(500, 250_000, 2000, 4))
+    fitter.observe(500, 250_000, 2000, 4, 10 * TRUTH.step_s(500, 250_000, 2000, 4))
+    assert fitter.fit.costs.step_s(500, 250_000, 2000, 4) == pytest.approx(TRUTH.step_s(500, 250_000, 2000, 4), rel=0.1)
 
 
 def test_a_first_step_scales_the_guess() -> None:

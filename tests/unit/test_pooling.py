@@ -21,7 +21,7 @@ class Mesh:
     def __init__(self, *reports: WorkerReport, obeys: bool = True) -> None:
         self.obeys = obeys
         self.view = View()
-        self.pooling = Pooling(self.view)
+        self.pooling = Pooling(self.view, PoolingLimits(first_s=0.0))
         self.now = 0.0
         self.reports = {r.worker_id: r for r in reports}
         self.hear(*reports)
@@ -188,8 +188,8 @@ def test_nobody_goes_back_soon_unless_it_clearly_pays() -> None:
             moves += pooling.decide(float(second))
         return moves
 
-    assert returning(PoolingLimits(clear_gain=1e9)) == []
-    assert returning(PoolingLimits()) != []
+    assert returning(PoolingLimits(first_s=0.0, clear_gain=1e9)) == []
+    assert returning(PoolingLimits(first_s=0.0)) != []
 
 
 # ---- who ------------------------------------------------------------------------------------------------------------
@@ -275,3 +275,11 @@ def test_mixed_homes_make_repair_needless_and_the_last_worker_stays() -> None:
         mesh.pooling.decide(0.0)
         mesh.hear(report("t0", Role.TOKEN, state=State.LOST))
         assert mesh.pooling.decide(0.1) == []
+
+
+def test_nobody_moves_on_a_guess_of_how_long_answers_get() -> None:
+    def moves(bounds_used: float) -> bool:
+        mesh = Mesh(*pools(4, 4, bounds_used=bounds_used))
+        return bool(mesh.prompts(10))
+
+    assert moves(0.5) and not moves(0.0)

@@ -70,7 +70,8 @@ def test_without_borrowing_each_phase_stays_in_its_pool() -> None:
 def test_decodes_go_where_there_is_room_for_what_is_expected_of_them() -> None:
     full = token("t0", demand_blocks=9_995, decodes=50)
     assert chosen(prompt("p0"), full, token("t1", demand_blocks=9_000, decodes=59)) == ("p0", "t1")
-    assert chosen(prompt("p0"), full, prompt("p1", **LENT)) == ("p0", "p0"), "idle and here beats mixed and elsewhere"
+    assert chosen(prompt("p0"), full, prompt("p1", **LENT)) == ("p0", "p1"), "mixed before opposite"
+    assert chosen(prompt("p0"), full) == ("p0", "p0")
 
 
 def test_a_token_pool_that_is_too_slow_yields_to_who_is_faster() -> None:
@@ -105,3 +106,11 @@ def test_a_borrowed_worker_is_home_again_as_soon_as_it_has_no_foreign_work() -> 
     assert worker.pool is Role.MIXED
     view.apply(token("t0", decodes=1, demand_blocks=8, covers=EntryId("2-0")), EntryId("3-0"), 0.1)
     assert worker.pool is Role.TOKEN, "the prompt is done, the decode runs on"
+
+
+def test_how_long_answers_get_is_known_where_they_end() -> None:
+    slow_link = {"transport_bandwidth_gb_s": 0.1, "kv_bytes_per_token": 100_000, "layers": 4, "push_threshold": 0}
+    unlearned, learned = {"bounds_used": 0.0}, {"expected_output_tokens": 4.0, "bounds_used": 0.1}
+    brief = chosen(prompt("p0", **slow_link, **unlearned), token("t0", **learned), tokens=1000)
+    assert brief == ("p0", "p0"), "three more tokens are expected, whatever the bound"
+    assert chosen(prompt("p0", **slow_link, **unlearned), token("t0"), tokens=1000) == ("p0", "t0")

@@ -97,11 +97,10 @@ class FakeWorld:
         trace: Trace,
         cluster: Cluster,
         *,
-        seed: int,
         on_progress: Callable[[int, int], None],
         chunk_tokens: int | None = None,
     ) -> SimRun:
-        self.calls.append({"trace": trace, "cluster": cluster, "seed": seed, "chunk_tokens": chunk_tokens})
+        self.calls.append({"trace": trace, "cluster": cluster, "chunk_tokens": chunk_tokens})
         for done in range(len(trace.requests) + 1):
             on_progress(done, len(trace.requests))
         return made_up(trace, ttft_s=self.ttft_s.get(chunk_tokens, 0.5))
@@ -148,7 +147,7 @@ def test_the_trace_is_scaled_and_the_world_gets_what_was_asked(world: FakeWorld,
     scaled, plain = (call["trace"] for call in world.calls)
     assert len(scaled.requests) == 40 and scaled.span_s == pytest.approx(plain.span_s / 2)
     assert scaled.requests[0].prompt_tokens == pytest.approx(plain.requests[0].prompt_tokens / 2, abs=1)
-    assert [(call["seed"], call["chunk_tokens"]) for call in world.calls] == [(3, None)] * 2
+    assert [call["chunk_tokens"] for call in world.calls] == [None] * 2
     assert world.calls[0]["cluster"] == Cluster.parse(CLUSTER)
 
 

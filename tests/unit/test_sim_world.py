@@ -170,3 +170,13 @@ def test_the_published_example(policy: str, machines: list[dict[str, str]], e2e_
     records = simulate(EXAMPLE, Cluster.parse(spec)).run.records
     assert [r.event_s[0] - r.due_s for r in records] == pytest.approx(TTFT_S, rel=0.02)
     assert [r.event_s[-1] - r.due_s for r in records] == pytest.approx(e2e_s, rel=0.02)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_answer_ends_where_the_memory_of_its_machine_does(policy: str) -> None:
+    machine = CUSTOM | {"kv_tokens": 800}
+    both = [machine | {"role": "prompt"}, machine | {"role": "token"}]
+    load = trace((0.0, 700, 200), (0.1, 100, 50), (0.2, 900, 5))
+    records = run(Cluster.parse({"model": "own", "machines": both, "policy": policy}), load).run.records
+    assert [len(record.event_s) for record in records] == [100, 50, 0]
+    assert [record.outcome for record in records] == [Outcome.COMPLETED, Outcome.COMPLETED, Outcome.FAILED]
