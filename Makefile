@@ -64,6 +64,10 @@ bench: model
 	$(BIN)/python -m tests.bench.handoff
 	$(BIN)/python -m tests.bench.interference
 	$(BIN)/python -m tests.bench.client
+	$(BIN)/python -m tests.bench.pools agree
+	$(BIN)/python -m tests.bench.pools shift
+	$(BIN)/python -m tests.bench.simulator code
+	$(BIN)/python -m tests.bench.simulator speed
 	$(BIN)/python -m loadgen compare --self --trace azure-conv
 	$(BIN)/python -m loadgen compare --self --trace azure-code
 
