@@ -24,7 +24,7 @@ Fits = Callable[[WorkerView], bool]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """When a queue is too long. ttft_target_s: half of it is the longest wait that a pool may offer. borrow: False
-    keeps each phase in its own pool as long as anybody is left there."""
+    keeps each phase in its own pool as long as anybody is left there, whatever moving costs."""
 
     borrow: bool = True
     overflow_tokens: int = OVERFLOW_TOKENS
@@ -68,7 +68,7 @@ def place(view: View, request: Submitted, now: float, limits: Limits = DEFAULT_L
     if prompt is None:
         return f"no ready worker serves model {request.model} with room for {request.prompt_tokens} tokens"
     token = _token_worker(view, request, fits, prompt, limits)
-    if token is not prompt and _stays(prompt, token, request):
+    if limits.borrow and token is not prompt and _stays(prompt, token, request):
         token = prompt
     ttft_s = prompt.ttft_s(request.prompt_tokens) + token.room_in_s(request.prompt_tokens, request.tokens_left)
     return Placement(prompt=prompt, token=token, ttft_s=ttft_s, tbt_s=token.tbt_s)

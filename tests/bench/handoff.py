@@ -46,7 +46,8 @@ async def measure(mesh: RunningMesh, session: aiohttp.ClientSession, length: int
 
 async def run(lengths: list[int], rounds: int) -> dict[str, dict[int, list[dict[str, float]]]]:
     results: dict[str, dict[int, list[dict[str, float]]]] = {mode: {n: [] for n in lengths} for mode in MODES}
-    with RunningMesh("--push", MODES[0]) as first, RunningMesh("--push", MODES[1]) as second:
+    fixed = ("--pools", "fixed")
+    with RunningMesh("--push", MODES[0], *fixed) as first, RunningMesh("--push", MODES[1], *fixed) as second:
         timeout = aiohttp.ClientTimeout(total=120)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             for mesh in (first, second):

@@ -68,7 +68,7 @@ async def run(rounds: int, seconds: float) -> dict[str, list[dict[str, list[floa
     cores = str(len(os.sched_getaffinity(0)))
     colocated = ("--prompt-workers", "0", "--token-workers", "0", "--mixed-workers", "1", "--threads", cores)
     results: dict[str, list[dict[str, list[float]]]] = {"disaggregated": [], "colocated": []}
-    with RunningMesh() as split, RunningMesh(*colocated) as mixed:
+    with RunningMesh("--pools", "fixed") as split, RunningMesh(*colocated) as mixed:
         for number in range(rounds):
             for name, mesh in (("disaggregated", split), ("colocated", mixed)):
                 results[name].append(await round_of(mesh, seconds, number))

@@ -72,7 +72,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int],
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(("--prompt-workers", "1", "--token-workers", "1"), id="disaggregated"),
+        pytest.param(("--prompt-workers", "1", "--token-workers", "1", "--pools", "fixed"), id="disaggregated"),
         pytest.param(("--prompt-workers", "0", "--token-workers", "0", "--mixed-workers", "1"), id="colocated"),
     ],
 )

@@ -114,3 +114,10 @@ def test_how_long_answers_get_is_known_where_they_end() -> None:
     brief = chosen(prompt("p0", **slow_link, **unlearned), token("t0", **learned), tokens=1000)
     assert brief == ("p0", "p0"), "three more tokens are expected, whatever the bound"
     assert chosen(prompt("p0", **slow_link, **unlearned), token("t0"), tokens=1000) == ("p0", "t0")
+
+
+def test_fixed_pools_move_every_prompt() -> None:
+    slow_link = {"transport_bandwidth_gb_s": 0.1, "kv_bytes_per_token": 100_000, "layers": 4, "push_threshold": 0}
+    workers = prompt("p0", **slow_link), token("t0", expected_output_tokens=4.0, bounds_used=0.1)
+    assert chosen(*workers, tokens=1000) == ("p0", "p0")
+    assert chosen(*workers, tokens=1000, limits=Limits(borrow=False)) == ("p0", "t0")
