@@ -266,36 +266,3 @@ async def test_an_undecodable_frame_is_dead_lettered_and_others_pass(mesh: Mesh)
 
 async def test_ping_is_a_time(mesh: Mesh) -> None:
     assert 0 <= await mesh.broker.ping() < 1
-
-
-# ---- leases ---------------------------------------------------------------------------------------------------------
-
-
-async def test_a_lease_has_one_holder_who_renews_it_under_its_number(mesh: Mesh) -> None:
-    number = await mesh.broker.lease("l", "a", 0.4)
-    assert number is not None and number > 0
-    for _ in range(3):
-        await asyncio.sleep(0.2)
-        assert await mesh.broker.lease("l", "a", 0.4) == number
-        assert await mesh.peer.lease("l", "b", 0.4) is None
-    assert await mesh.peer.lease("another", "b", 0.4) is not None
-
-
-async def test_an_expired_lease_goes_to_who_asks_next_with_a_larger_number(mesh: Mesh) -> None:
-    first = await mesh.broker.lease("l", "a", 0.1)
-    await asyncio.sleep(0.15)
-    second = await mesh.peer.lease("l", "b", 5.0)
-    assert first is not None and second is not None and second > first
-    assert await mesh.broker.lease("l", "a", 0.1) is None
-    assert await mesh.peer.lease("l", "b", 0.0) == second, "given up"
-    third = await mesh.broker.lease("l", "a", 0.05)
-    assert third is not None and third > second
-    await asyncio.sleep(0.1)
-    fourth = await mesh.broker.lease("l", "a", 1.0)
-    assert fourth is not None and fourth > third, "it may have been someone else's meanwhile"
-
-
-async def test_of_many_who_ask_at_once_one_gets_the_lease(mesh: Mesh) -> None:
-    asked = (broker.lease("l", f"{name}", 5.0) for name, broker in enumerate([mesh.broker, mesh.peer] * 5))
-    numbers = await asyncio.gather(*asked)
-    assert len([number for number in numbers if number is not None]) == 1
