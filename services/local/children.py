@@ -5,6 +5,7 @@ its environment only, and is killed by the kernel should the parent die. Its out
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -102,7 +103,7 @@ class Child:
         """End it and whatever it started, at once and for good."""
         self._stopping.set()
         if self._process:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            _kill_group(self._process.pid)
 
     async def _keep_running(self) -> None:
         pause_s = self._first_pause_s
@@ -136,7 +137,7 @@ class Child:
         relay = self._spawn(self._relay_output(process), name=f"output of {self.command.name}")
         await exit_of(process)
         await asyncio.wait({relay}, timeout=LAST_WORDS_S)
-        os.killpg(process.pid, signal.SIGKILL)  # what it left behind; its own id is ours until we reap it
+        _kill_group(process.pid)  # what it left behind; its own id is ours until we reap it
         self._process = None
         return process.wait()
 
@@ -185,6 +186,12 @@ async def output_lines(process: "subprocess.Popen[bytes]") -> AsyncIterator[str]
             yield rest.decode(errors="replace").rstrip()
     finally:
         pipe.close()
+
+
+def _kill_group(leader: int) -> None:
+    """Whoever is left of it: a group whose last process has ended may be gone before its leader is reaped."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 async def _set_within(event: asyncio.Event, limit_s: float) -> bool:

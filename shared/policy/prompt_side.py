@@ -51,7 +51,7 @@ class PromptSide:
     """`handle(event, now)` returns the commands to carry out.
 
     A hand-off that ended early is remembered for a while (`_ended`): a grant may have crossed the Release on its way,
-    and receives that were posted for it must be filled.
+    or come from a peer that was taken for lost; it is told again, and receives that it posted are filled.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class PromptSide:
                 yield from self._start(event, now)
             case h.PeerGone(peer=peer):
                 for out in [o for o in self._outgoing.values() if o.peer == peer]:
-                    yield from self._lose(out)
+                    yield from self._lose(out, now)
             case h.Ticked():
                 self._ended = {key: (at, out) for key, (at, out) in self._ended.items() if now < at + h.IDLE_S}
                 for out in list(self._outgoing.values()):
@@ -87,7 +87,7 @@ class PromptSide:
                 if (known := self._outgoing.get(h.key_of(event))) is not None:
                     yield from self._advance(known, event, now)
                 elif isinstance(event, Granted | KvDamaged):
-                    yield from self._fill_ended(event)
+                    yield from self._answer_ended(event)
 
     def _start(self, event: h.PrefillStarted, now: float) -> Iterator[h.Command]:
         request = event.request
@@ -192,8 +192,9 @@ class PromptSide:
         yield from self._withdraw(out, now)
         yield h.Forget(request=out.request, failure=None)
 
-    def _lose(self, out: Outgoing) -> Iterator[h.Command]:
+    def _lose(self, out: Outgoing, now: float) -> Iterator[h.Command]:
         del self._outgoing[out.request.key]
+        self._ended[out.request.key] = (now, out)
         if out.granted_by is not None:
             yield h.CloseEndpoint(kv_address=out.granted_by)
         yield h.Forget(request=out.request, failure="the token worker is gone")
@@ -203,14 +204,16 @@ class PromptSide:
         left after a refusal or with a broken endpoint, and what nobody receives would lie in the peer for ever."""
         del self._outgoing[out.request.key]
         self._ended[out.request.key] = (now, out)
-        yield h.Send(peer=out.peer, message=Release(request_id=out.request.request_id, attempt=out.request.attempt))
+        yield _release(out)
         if fill and out.granted_by is not None:
             yield self._fill(out, set(range(out.slices)) - out.pushed, out.transfer_id, out.granted_by)
 
-    def _fill_ended(self, event: Granted | KvDamaged) -> Iterator[h.Command]:
+    def _answer_ended(self, event: Granted | KvDamaged) -> Iterator[h.Command]:
+        """Whoever stood still while we took it for lost has not heard of the end, nor has who lost our Release."""
         _, out = self._ended.get(h.key_of(event), (0.0, None))
         if out is None:
             return
+        yield _release(out)
         if isinstance(event, Granted):
             yield self._fill(out, set(range(out.slices)), event.transfer_id, event.kv_address)
         elif out.granted_by is not None and _sensible(out, event):
@@ -240,6 +243,10 @@ class PromptSide:
         for out in self._outgoing.values():
             assert out.ready <= out.slices and len(out.checksums) <= out.slices
             assert out.granted_by is None or not out.to_push or out.resent, "granted, yet slices wait"
+
+
+def _release(out: Outgoing) -> h.Command:
+    return h.Send(peer=out.peer, message=Release(request_id=out.request.request_id, attempt=out.request.attempt))
 
 
 def _sensible(out: Outgoing, damaged: KvDamaged) -> bool:

@@ -207,6 +207,16 @@ def test_a_dead_prompt_worker_gives_the_blocks_back() -> None:
     assert pair.allocator.used_blocks == 0 and pair.closed
 
 
+def test_who_stood_still_while_it_was_taken_for_lost_hears_of_the_end() -> None:
+    """Its grant comes late, over a new connection: it must not hold blocks for a prompt that is gone."""
+    pair, request = Pair(), submitted()
+    pair.start(request)
+    pair.feed_prompt(h.PeerGone(peer=T))
+    pair.run()
+    assert pair.allocator.used_blocks == 0 and pair.admitted == []
+    pair.assert_clean()
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_any_interleaving_with_cancels_ends_clean(data: st.DataObject) -> None:

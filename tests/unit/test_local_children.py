@@ -77,6 +77,19 @@ async def test_a_dead_child_is_started_again_with_growing_pauses(watched: Watche
     assert len(watched.ended) == deaths
 
 
+async def test_a_child_whose_group_has_gone_before_it_is_started_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(group: int, number: int) -> None:
+        raise ProcessLookupError(group)
+
+    monkeypatch.setattr(os, "killpg", gone)
+    child = watched.child("import sys; sys.exit(3)")
+    child.start()
+    await until(lambda: len(watched.ended) >= 2)
+    assert await child.stop(5)
+
+
 async def test_a_killed_child_gets_another_process(watched: Watched) -> None:
     child = watched.child(SLEEP)
     child.start()
