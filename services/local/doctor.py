@@ -21,7 +21,7 @@ from services.local.machine import this_machine
 from services.local.plan import GIB
 from shared.broker.redis_streams import RedisBroker
 from shared.errors import ConfigError, MeshError
-from shared.models.catalogue import default_cache
+from shared.cache import default_cache
 from shared.runtime import supervise
 from shared.runtime.options import Options
 from shared.runtime.supervise import Supervisor

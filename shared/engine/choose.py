@@ -21,6 +21,15 @@ class WeightFiles(Protocol):
     def path(self) -> Path: ...
 
 
+def computes_on_cores(kind: str, device: str) -> bool:
+    """Whether the engine that `open_engine` opens for these takes processor cores while it computes."""
+    if kind != "hf" or device != "auto":
+        return kind == "hf" and device == "cpu"
+    import torch
+
+    return not torch.cuda.is_available()
+
+
 def open_engine(
     kind: str, files: WeightFiles | None, *, device: str = "auto", dtype: str = "auto", threads: int | None = None,
     max_model_len: int | None = None, kv_bytes: int | None = None, block_size: int = 16, paced_model: str | None = None,

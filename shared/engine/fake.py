@@ -63,6 +63,9 @@ class FakeEngine:
                 on_layer(layer)
         return [None if row.draw is None else choose(self._read(row), row.draw) for row in rows]
 
+    def use_threads(self, count: int) -> None:
+        """It computes in the thread that calls it."""
+
     def export_kv(self, layer: int, blocks: Sequence[int], start: int, end: int) -> memoryview:
         return memoryview(self._pages[layer][:, self._slots(blocks, start, end)].reshape(-1))
 

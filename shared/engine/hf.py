@@ -11,7 +11,8 @@ from shared.engine.loading import kv_budget_bytes, load, one_line_memory_errors
 from shared.engine.packed import PackedStep
 from shared.engine.pages import KvPages
 from shared.engine.port import ModelFacts, OnLayer, Row
-from shared.engine.probe import forward, probe
+from shared.engine.prepare import prepare
+from shared.engine.probe import probe
 from shared.engine.sampling import choose
 from shared.errors import ConfigError
 
@@ -21,33 +22,37 @@ class HfEngine:
 
     def __init__(
         self, *, name: str, path: Path, device: str = "auto", dtype: str = "auto", threads: int | None = None,
-        max_model_len: int | None = None, kv_bytes: int | None = None, block_size: int = 16,
+        max_model_len: int | None = None, kv_bytes: int | None = None, block_size: int = 16, native: bool = True,
     ) -> None:  # fmt: skip
-        """Load, probe and allocate; seconds. Raises Rejected (a model that cannot be served) or ConfigError."""
-        self._model = load(name, path, device=device, dtype=dtype, threads=threads)
-        shape = probe(name, self._model)
-        kv_bytes_per_token = 2 * shape.kv_heads * shape.head_dim * self._model.dtype.itemsize
+        """Load, try, pack and allocate; seconds. `native`: with our kernels, where they can be had. Raises Rejected (a
+        model that cannot be served) or ConfigError."""
+        model = load(name, path, device=device, dtype=dtype, threads=threads)
+        shape = probe(name, model)
+        longest = _longest(model, max_model_len)
+        with one_line_memory_errors(f"model {name}"):
+            prepared = prepare(name, model, shape, native=native, positions=longest)
+        self._forward, self._device = prepared.forward, model.device
+        kv_bytes_per_token = 2 * shape.kv_heads * shape.head_dim * model.dtype.itemsize
         block_bytes = shape.layers * block_size * kv_bytes_per_token
-        budget_bytes = kv_budget_bytes(kv_bytes, self._model.device)
-        longest = _longest(self._model, max_model_len)
+        budget_bytes = kv_budget_bytes(kv_bytes, model.device)
         blocks = budget_bytes // block_bytes
         self._facts = ModelFacts(
             name=name,
             layers=shape.layers,
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
-            dtype=str(self._model.dtype).removeprefix("torch."),
+            dtype=str(model.dtype).removeprefix("torch."),
             kv_bytes_per_token=kv_bytes_per_token,
-            vocab_size=self._model.config.get_text_config().vocab_size,
+            vocab_size=model.config.get_text_config().vocab_size,
             max_model_len=_fitting(longest, asked=max_model_len, room=blocks * block_size, block_bytes=block_bytes),
-            eos_token_ids=_eos(self._model),
+            eos_token_ids=_eos(model),
             block_size=block_size,
             kv_blocks=blocks,
         )
         with one_line_memory_errors(f"{budget_bytes >> 20} MiB of KV cache"):
             self._pages = KvPages(
                 layers=shape.layers, blocks=blocks, block_size=block_size, kv_heads=shape.kv_heads,
-                head_dim=shape.head_dim, dtype=self._model.dtype, device=self._model.device,
+                head_dim=shape.head_dim, dtype=model.dtype, device=model.device, kernels=prepared.kernels,
             )  # fmt: skip
 
     @property
@@ -59,9 +64,12 @@ class HfEngine:
             return []
         draws = [row.draw for row in rows if row.draw is not None]
         with torch.inference_mode(), one_line_memory_errors(f"a step of {sum(len(r.token_ids) for r in rows)} tokens"):
-            logits = forward(self._model, PackedStep(rows, self._pages, on_layer))
+            logits = self._forward(PackedStep(rows, self._pages, on_layer))
             chosen = iter(choose(logits, draws) if draws else [])
         return [None if row.draw is None else next(chosen) for row in rows]
+
+    def use_threads(self, count: int) -> None:
+        torch.set_num_threads(count)
 
     def export_kv(self, layer: int, blocks: Sequence[int], start: int, end: int) -> memoryview:
         return self._pages.export(layer, blocks, start, end)
@@ -70,11 +78,11 @@ class HfEngine:
         self._pages.import_(layer, blocks, start, end, data)
 
     def receive_buffer(self, size_bytes: int) -> memoryview:
-        on_cuda = self._model.device.type == "cuda"
+        on_cuda = self._device.type == "cuda"
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=on_cuda).numpy().data
 
     def close(self) -> None:
-        del self._model, self._pages
+        del self._forward, self._pages
 
 
 def _longest(model: PreTrainedModel, asked: int | None) -> int:

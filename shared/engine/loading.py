@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from shared.engine import attention
-from shared.engine.prepack import prepack
 from shared.engine.refusal import refusal, refuse_config
 from shared.errors import ConfigError
 
@@ -31,9 +30,6 @@ def load(name: str, path: Path, *, device: str, dtype: str, threads: int | None)
     with one_line_memory_errors(f"model {name}"):
         model = _weights(name, path, _dtype(dtype, where))
         model.train(False).requires_grad_(False).to(where)
-        if where.type == "cpu":
-            with torch.inference_mode():
-                prepack(model)
     return model
 
 

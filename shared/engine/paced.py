@@ -55,6 +55,7 @@ class PacedEngine:
         self._fake = FakeEngine(name=name, max_model_len=max_model_len, block_size=block_size, kv_blocks=kv_blocks)
         self._costs, self._clock, self._sleep = costs, clock or SystemClock(), sleep
         self.facts = self._fake.facts
+        self.use_threads = self._fake.use_threads
         self.export_kv = self._fake.export_kv
         self.import_kv = self._fake.import_kv
         self.receive_buffer = self._fake.receive_buffer

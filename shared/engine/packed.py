@@ -11,108 +11,82 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.engine import attention
+from shared.engine.attention_torch import TorchAttention
+from shared.engine.native.kernels import AttentionStep, Kernels
 from shared.engine.pages import KvPages, slots_of
 from shared.engine.port import OnLayer, Row
 
-# Decode rows are padded to the longest while that wastes less than this share: beyond, one by one is cheaper.
-_PADDING = 1.2
-
 
 class PackedStep:
-    """`input_ids`, `position_ids` [1, tokens]; `drawn` [rows that want a token], the index of each one's last token."""
+    """`input_ids`, `positions` and `slots` (where each token's KV goes) [tokens]; `drawn` [rows that want a token], the
+    index of each one's last token."""
 
     def __init__(self, rows: Sequence[Row], pages: KvPages, on_layer: OnLayer | None) -> None:
-        self._pages, self._on_layer = pages, on_layer
+        self.pages, self._on_layer = pages, on_layer
         size, device = pages.block_size, pages.device
         counts = [len(row.token_ids) for row in rows]
-        ends = np.cumsum(counts)
-        starts = ends - counts
+        first_tokens = np.cumsum([0, *counts]).tolist()
         ids = [token for row in rows for token in row.token_ids]
         positions = np.concatenate([np.arange(row.start, row.start + n) for row, n in zip(rows, counts, strict=True)])
         slots = [slots_of(row.blocks, row.start, row.start + n, size) for row, n in zip(rows, counts, strict=True)]
-        self.input_ids = torch.tensor([ids], device=device)
-        self.position_ids = torch.from_numpy(positions)[None].to(device)
-        last = [ends[i] - 1 for i, row in enumerate(rows) if row.draw is not None]
+        last = [first_tokens[i + 1] - 1 for i, row in enumerate(rows) if row.draw is not None]
+        self.input_ids = torch.tensor(ids, device=device)
+        self.positions = torch.from_numpy(positions).to(device)
+        self.slots = torch.from_numpy(np.concatenate(slots)).to(device)
         self.drawn = torch.tensor(last, dtype=torch.long, device=device)
-        self._slots = torch.from_numpy(np.concatenate(slots)).to(device)
-        decoding = [i for i, row in enumerate(rows) if counts[i] == 1 and row.start > 0]
-        self._decode = _Decode([rows[i] for i in decoding], starts[decoding], pages) if decoding else None
-        self._only_decode = len(decoding) == len(rows)
-        spans = [(slice(starts[i], ends[i]), row) for i, row in enumerate(rows) if i not in set(decoding)]
-        self._wholes = [span for span, row in spans if row.start == 0]
-        self._chunks = [
-            (span, row.start + span.stop - span.start, _blocks(row, pages)) for span, row in spans if row.start > 0
-        ]
+        self._attention: NativeAttention | TorchAttention = (
+            NativeAttention(rows, first_tokens, pages, pages.kernels)
+            if pages.kernels
+            else TorchAttention(rows, first_tokens, pages)
+        )
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None,
         **ignored: Any,
     ) -> Tensor:  # fmt: skip
-        self._pages.write(layer, self._slots, key, value)
+        self.pages.write(layer, self.slots, key, value)
+        self.written(layer)
+        return self._attention.attend(layer, query, key, value, scale=scale, window=window)
+
+    def attend_written(self, layer: int, query: Tensor, *, scale: float | None, window: int | None) -> Tensor:
+        """The same for a model that writes K and V itself, with our kernels."""
+        self.written(layer)
+        assert isinstance(self._attention, NativeAttention)
+        return self._attention.over_pages(layer, query, scale=scale, window=window)
+
+    def written(self, layer: int) -> None:
         if self._on_layer is not None:
             self._on_layer(layer)
-        if self._decode is not None and self._only_decode:
-            return self._decode.attend(layer, query, scale, window)
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        for span in self._wholes:
-            out[span] = attention.whole(query[span], key[span], value[span], scale, window)
-        for span, end, blocks in self._chunks:
-            k, v = self._pages.gather(layer, blocks)
-            out[span] = attention.tail(query[span], k[:end], v[:end], scale, window)
-        if self._decode is not None:
-            index = self._decode.index
-            out[index] = self._decode.attend(layer, query[index], scale, window)
-        return out
 
 
-class _Decode:
-    """The rows of a step that compute one token after earlier ones. `index`: where these lie in the packed sequence."""
+class NativeAttention:
+    """With our kernels, which read all that they need from the pages."""
 
-    def __init__(self, rows: Sequence[Row], index: "np.ndarray[Any, Any]", pages: KvPages) -> None:
-        self.index = torch.from_numpy(index).to(pages.device)
-        self._pages = pages
-        self._lengths = [row.start + 1 for row in rows]
-        self._tables = [_blocks(row, pages) for row in rows]
-        longest = max(len(table) for table in self._tables)
-        self._padded: Tensor | None = None
-        if len(rows) * longest * pages.block_size <= _PADDING * sum(self._lengths):
-            self._padded = torch.cat([torch.cat([t, t[:1].expand(longest - len(t))]) for t in self._tables])
-            self._positions = torch.arange(longest * pages.block_size, device=pages.device)
-            self._ends = torch.tensor(self._lengths, device=pages.device)[:, None]
-            self._stale = (self._positions >= self._ends).flatten().nonzero().squeeze(1)
-        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
+    def __init__(self, rows: Sequence[Row], first_tokens: Sequence[int], pages: KvPages, kernels: Kernels) -> None:
+        self._rows, self._first_tokens, self._pages, self._kernels = rows, first_tokens, pages, kernels
+        self._step: AttentionStep | None = None
 
-    def attend(self, layer: int, query: Tensor, scale: float | None, window: int | None) -> Tensor:
-        if self._padded is None:
-            return self._one_by_one(layer, query, scale, window)
-        k, v = self._pages.gather(layer, self._padded)
-        # What lies behind the end of a sequence may be anything, even NaN, which no mask would stop.
-        k.index_fill_(0, self._stale, 0.0)
-        v.index_fill_(0, self._stale, 0.0)
-        k, v = (states.view(len(self._lengths), -1, *states.shape[1:]) for states in (k, v))
-        return attention.last(query, k, v, scale, self._mask(window, query.dtype))
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None
+    ) -> Tensor:
+        return self.over_pages(layer, query.contiguous(), scale=scale, window=window)
 
-    def _one_by_one(self, layer: int, query: Tensor, scale: float | None, window: int | None) -> Tensor:
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        for row, (length, table) in enumerate(zip(self._lengths, self._tables, strict=True)):
-            k, v = self._pages.gather(layer, table)
-            seen = slice(0 if window is None else max(0, length - window), length)
-            out[row] = attention.last(query[row : row + 1], k[None, seen], v[None, seen], scale)[0]
-        return out
+    def over_pages(self, layer: int, query: Tensor, *, scale: float | None, window: int | None) -> Tensor:
+        """query [tokens, heads, head_dim]; the heads of a token lie together."""
+        self._step = self._step or self._prepared(query.shape[1])
+        keys, values = self._pages.of_layer(layer)
+        scale = query.shape[2] ** -0.5 if scale is None else scale
+        return self._kernels.attention(self._step, query, keys, values, scale=scale, window=window)
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[B, 1, 1, context] to add to the scores; the same in every layer with this window."""
-        if (window, dtype) not in self._masks:
-            hidden = self._positions >= self._ends
-            if window is not None:
-                hidden |= self._positions < self._ends - window
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
-            self._masks[window, dtype] = mask[:, None, None]
-        return self._masks[window, dtype]
-
-
-def _blocks(row: Row, pages: KvPages) -> Tensor:
-    """The blocks that hold the row's tokens, this step's included; a row may own more."""
-    used = -(-(row.start + len(row.token_ids)) // pages.block_size)
-    return torch.tensor(row.blocks[:used], device=pages.device)
+    def _prepared(self, heads: int) -> AttentionStep:
+        size, rows = self._pages.block_size, self._rows
+        return AttentionStep(
+            first_tokens=self._first_tokens,
+            starts=[row.start for row in rows],
+            tables=[row.blocks[: -(-(row.start + len(row.token_ids)) // size)] for row in rows],
+            heads=heads,
+            kv_heads=self._pages.kv_heads,
+            head_dim=self._pages.head_dim,
+            block_size=size,
+            dtype=self._kernels.dtype,
+        )

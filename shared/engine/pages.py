@@ -4,30 +4,42 @@ Separate tensors per layer, allocated once. The engine thread writes and reads t
 loop exports and imports others; nothing here is shared between blocks, so no lock is needed.
 """
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shared.engine.native.kernels import Kernels
+
 
 class KvPages:
+    """kernels: what computes attention over these pages, None where torch has to."""
+
     def __init__(
         self, *, layers: int, blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype,
-        device: torch.device,
+        device: torch.device, kernels: Kernels | None = None,
     ) -> None:  # fmt: skip
-        self.block_size = block_size
+        self.block_size, self.kv_heads, self.head_dim = block_size, kv_heads, head_dim
         self.device = device
+        self.kernels = kernels
         self._token = (kv_heads, head_dim)
         self._dtype = dtype
-        shape = (blocks, block_size, kv_heads, head_dim)
-        self._k = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self._v = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        shape = (2, layers, blocks, block_size, kv_heads, head_dim)
+        pool = torch.zeros(shape, dtype=dtype, device=device) if device.type == "cuda" else _huge(shape, dtype)
+        self._k, self._v = (list(half) for half in pool)
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Put k and v [tokens, kv_heads, head_dim] into `slots` (block * block_size + offset)."""
         self._k[layer].view(-1, *self._token).index_copy_(0, slots, k)
         self._v[layer].view(-1, *self._token).index_copy_(0, slots, v)
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Its K and V, not copied: [blocks, block_size, kv_heads, head_dim] each."""
+        return self._k[layer], self._v[layer]
 
     def gather(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of K and V of whole `blocks`, in their order: [blocks * block_size, kv_heads, head_dim] each.
@@ -57,6 +69,15 @@ class KvPages:
 
     def _slots(self, blocks: Sequence[int], start: int, end: int) -> Tensor:
         return torch.from_numpy(slots_of(blocks, start, end, self.block_size)).to(self.device)
+
+
+def _huge(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in huge pages where the system has them: attention touches memory all over, and would wait for the tables
+    of small ones."""
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError, AttributeError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 def slots_of(

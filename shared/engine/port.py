@@ -64,6 +64,10 @@ class Engine(Protocol):
         """Compute all rows together; one sampled token per row (None where `draw` is None)."""
         ...
 
+    def use_threads(self, count: int) -> None:
+        """Compute with so many threads from here on. Called in the engine thread, before a step or between layers."""
+        ...
+
     def export_kv(self, layer: int, blocks: Sequence[int], start: int, end: int) -> memoryview:
         """K then V of positions [start, end) of a sequence that lies in `blocks`, as contiguous bytes
         ([2, end-start, kv_heads, head_dim] in the KV dtype). A copy: later writes to the pages do not change it."""

