@@ -62,7 +62,7 @@ chaos: model
 bench: model
 	$(BIN)/python -m tests.bench.idle
 	$(BIN)/python -m tests.bench.handoff
-	$(BIN)/python -m tests.bench.interference
+	$(BIN)/python -m tests.bench.serving
 	$(BIN)/python -m tests.bench.client
 	$(BIN)/python -m tests.bench.pools agree
 	$(BIN)/python -m tests.bench.pools shift

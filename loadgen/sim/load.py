@@ -158,4 +158,5 @@ class Load:
             transport_bandwidth_gb_s=facts.bandwidth_gb_s,
             transport_latency_ms=0.2,
             loop_lag_p99_s=0.0,
+            cores="",
         )

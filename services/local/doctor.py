@@ -20,8 +20,8 @@ from services.local.embedded_redis import EmbeddedRedis
 from services.local.machine import this_machine
 from services.local.plan import GIB
 from shared.broker.redis_streams import RedisBroker
-from shared.errors import ConfigError, MeshError
 from shared.cache import default_cache
+from shared.errors import ConfigError, MeshError
 from shared.runtime import supervise
 from shared.runtime.options import Options
 from shared.runtime.supervise import Supervisor

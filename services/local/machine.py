@@ -1,17 +1,18 @@
 """What this machine offers: cores, memory and free ports, limits of a container included."""
 
-import os
 import socket
 from pathlib import Path
 
 from services.local.plan import Machine
 from shared.errors import ConfigError
+from shared.runtime.core_sets import usable_cores
 
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def this_machine() -> Machine:
-    return Machine(cores=_cores(), available_bytes=_available_bytes())
+    core_ids = usable_cores()
+    return Machine(cores=_cores(len(core_ids)), core_ids=core_ids, available_bytes=_available_bytes())
 
 
 def free_port(host: str, port: int) -> int:
@@ -28,8 +29,7 @@ def free_port(host: str, port: int) -> int:
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
 
 
-def _cores() -> int:
-    usable = len(os.sched_getaffinity(0))
+def _cores(usable: int) -> int:
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()
         return max(1, min(usable, int(quota) // int(period)))

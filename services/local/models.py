@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from services.local.view import StartView
-from shared.clock import SystemClock
 from shared.cache import default_cache
+from shared.clock import SystemClock
 from shared.models.catalogue import CATALOGUE, resolve
 from shared.models.stored import MANIFEST
 from shared.runtime.options import Options

@@ -27,12 +27,13 @@ def status(arguments: Sequence[str], console: Console) -> int:
 
 
 def _show(mesh: dict[str, Any], console: Console) -> None:
-    workers = _table("worker", "home", "pool", "state", "queued", "running", "KV blocks", "via", "pid")
+    workers = _table("worker", "home", "pool", "state", "queued", "running", "KV blocks", "via", "cores", "pid")
     for worker in mesh.get("workers", []):
         blocks = f"{worker['kv_blocks_used']}/{worker['kv_blocks_total']}"
         workers.add_row(
             worker["id"], worker["role"], worker["pool"], _styled(worker["state"]), str(worker["queue_tokens"]),
-            str(worker["running"]), blocks, worker["transport"], str(worker["pid"]),
+            str(worker["running"]), blocks, worker["transport"], worker["cores"] or "any",
+            str(worker["pid"]),
         )  # fmt: skip
     services = _table("service", "id", "state", "pid")
     for service in mesh.get("services", []):

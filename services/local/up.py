@@ -23,13 +23,15 @@ from services.local.embedded_redis import EmbeddedRedis
 from services.local.fetch import fetched
 from services.local.fleet import Fleet
 from services.local.machine import free_port, this_machine
-from services.local.plan import Machine, check_memory, check_roles, commands, for_engine
+from services.local.plan import Machine, check_memory, check_roles, commands, for_engine, lent_cores
 from services.local.view import StartView
 from shared.broker.redis_streams import RedisBroker
 from shared.clock import SystemClock
 from shared.errors import ConfigError, MeshError, Transient
 from shared.ids import EntryId
 from shared.runtime.config import Settings
+from shared.runtime.core_board import BoardFile
+from shared.runtime.core_sets import cores_of
 from shared.runtime.supervise import Supervisor
 from shared.wire.messages import StreamMessage
 from shared.wire.reports import ServiceReport, WorkerReport
@@ -57,13 +59,20 @@ async def up(
     """Returns when it was asked to stop and everything is gone. Raises MeshError when the mesh cannot start."""
     check_roles(settings)
     settings = dataclasses.replace(for_engine(settings), port=free_port(settings.host, settings.port))
+    lent = lent_cores(settings, this_machine())
+    board = BoardFile(lent) if lent else None
     embedded = None if settings.redis_url else EmbeddedRedis()
     try:
-        settings = dataclasses.replace(settings, redis_url=embedded.url if embedded else settings.redis_url)
+        settings = dataclasses.replace(
+            settings, redis_url=embedded.url if embedded else settings.redis_url,
+            core_board=board.path if board else None,
+        )  # fmt: skip
         await LocalMesh(supervisor, settings, console, embedded, make_commands).run()
     finally:
         if embedded:
             embedded.remove()
+        if board:
+            board.close()
 
 
 class LocalMesh:
@@ -179,7 +188,7 @@ class LocalMesh:
     def _take_report(self, message: StreamMessage) -> None:
         match message:
             case WorkerReport(state=State.READY) as report:
-                self._fleet.ready(report.pid, _transport_note(report))
+                self._fleet.ready(report.pid, _worker_note(report))
             case ServiceReport(state=State.READY) as service:
                 self._fleet.ready(service.pid)
             case _:
@@ -262,10 +271,12 @@ class LocalMesh:
         self._view.say(line)
 
 
-def _transport_note(report: WorkerReport) -> str:
+def _worker_note(report: WorkerReport) -> str:
+    cores = f"{'cores' if len(cores_of(report.cores)) > 1 else 'core'} {report.cores}, " if report.cores else ""
     if not report.transport_bandwidth_gb_s:
-        return report.transport
-    return f"{report.transport} {report.transport_bandwidth_gb_s:.1f} GB/s, {report.transport_latency_ms:.2f} ms"
+        return cores + report.transport
+    speed = f"{report.transport_bandwidth_gb_s:.1f} GB/s, {report.transport_latency_ms:.2f} ms"
+    return f"{cores}{report.transport} {speed}"
 
 
 async def _unready_reason(session: aiohttp.ClientSession, url: str) -> str | None:

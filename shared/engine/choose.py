@@ -33,8 +33,10 @@ def computes_on_cores(kind: str, device: str) -> bool:
 def open_engine(
     kind: str, files: WeightFiles | None, *, device: str = "auto", dtype: str = "auto", threads: int | None = None,
     max_model_len: int | None = None, kv_bytes: int | None = None, block_size: int = 16, paced_model: str | None = None,
+    quantize: str | None = None,
 ) -> Engine:  # fmt: skip
-    """`kind` is hf (needs `files`), fake or paced. `kv_bytes` is for this worker alone. May take seconds.
+    """`kind` is hf (needs `files`), fake or paced. `kv_bytes` is for this worker alone. May take seconds. `quantize`:
+    int8 or int4 weights, of hf on a CPU; engines without weights ignore it.
 
     Raises Rejected for a model that cannot be served, ConfigError for settings that cannot hold on this machine.
     """
@@ -45,9 +47,11 @@ def open_engine(
             from shared.engine.hf import HfEngine
         except ModuleNotFoundError as error:
             raise ConfigError(f"the hf engine needs {error.name}: install splitmesh[worker]") from error
+        if quantize is not None and not computes_on_cores(kind, device):
+            raise ConfigError(f"--quantize {quantize} is for --device cpu only", param="quantize")
         return HfEngine(
             name=files.name, path=files.path, device=device, dtype=dtype, threads=threads, max_model_len=max_model_len,
-            kv_bytes=kv_bytes, block_size=block_size,
+            kv_bytes=kv_bytes, block_size=block_size, quantize=quantize,
         )  # fmt: skip
     kv_blocks = (kv_bytes or _FAKE_KV_BYTES) // (_FAKE_BLOCK_BYTES_PER_TOKEN * block_size)
     name = files.name if files else kind

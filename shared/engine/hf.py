@@ -23,14 +23,15 @@ class HfEngine:
     def __init__(
         self, *, name: str, path: Path, device: str = "auto", dtype: str = "auto", threads: int | None = None,
         max_model_len: int | None = None, kv_bytes: int | None = None, block_size: int = 16, native: bool = True,
+        quantize: str | None = None,
     ) -> None:  # fmt: skip
-        """Load, try, pack and allocate; seconds. `native`: with our kernels, where they can be had. Raises Rejected (a
-        model that cannot be served) or ConfigError."""
+        """Load, try, pack and allocate; seconds. `native`: with our kernels, where they can be had. `quantize`: int8 or
+        int4 weights. Raises Rejected (a model that cannot be served) or ConfigError."""
         model = load(name, path, device=device, dtype=dtype, threads=threads)
         shape = probe(name, model)
         longest = _longest(model, max_model_len)
         with one_line_memory_errors(f"model {name}"):
-            prepared = prepare(name, model, shape, native=native, positions=longest)
+            prepared = prepare(name, model, shape, native=native, positions=longest, quantize=quantize, path=path)
         self._forward, self._device = prepared.forward, model.device
         kv_bytes_per_token = 2 * shape.kv_heads * shape.head_dim * model.dtype.itemsize
         block_bytes = shape.layers * block_size * kv_bytes_per_token

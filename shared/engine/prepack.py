@@ -1,4 +1,4 @@
-"""Linear layers with weights in oneDNN's own layout: where that is faster on this processor, and only there.
+"""Linear layers with weights in oneDNN's own layout, where that is faster on this processor, or quantized if asked for.
 
 Decode multiplies few rows by large weights, and the plain layout is read badly then (up to half of a decode step).
 Small weights in float32 are faster as they are, so every shape is tried both ways on a few rows at load.
@@ -8,9 +8,14 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
+import structlog
 import torch
 from torch import Tensor, nn
 
+from shared.engine.quantized import Int4Linear, Int8Linear, Scratch
+from shared.errors import ConfigError
+
+_KINDS: dict[str, type[Int8Linear] | type[Int4Linear]] = {"int8": Int8Linear, "int4": Int4Linear}
 _ROWS = (1, 4, 16)  # sizes of decode batches
 _SAMPLES = 8  # weights of one shape that are timed one after the other, so that they do not stay in the cache
 _REPEATS = 5
@@ -31,15 +36,20 @@ class PackedLinear(nn.Module):
         return result
 
 
-def prepack(model: nn.Module) -> int:
-    """Swap the linear layers of a CPU model where that pays; returns how many. Call without gradients."""
+def prepack(model: nn.Module, quantize: str | None = None) -> int:
+    """Swap linear layers: packed where that pays or, with `quantize` (int8, int4), every one that can be quantized.
+
+    Returns how many were swapped. `model` is on the CPU and has no gradients. The embedding table stays as it is, also
+    where lm_head shares its weights. With int4, linear layers directly in `model` have 8 bits: these make the logits,
+    and cost more in quality than all others together. Raises ConfigError for an unknown kind or weights elsewhere.
+    """
+    if quantize is not None:
+        return _quantize(model, quantize)
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return 0
     places: dict[tuple[int, int, torch.dtype], list[tuple[nn.Module, str]]] = defaultdict(list)
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if type(child) is nn.Linear and child.weight.dtype in (torch.float32, torch.bfloat16):
-                places[child.out_features, child.in_features, child.weight.dtype].append((parent, name))
+    for parent, name, linear in _linears(model):
+        places[linear.out_features, linear.in_features, linear.weight.dtype].append((parent, name))
     swapped = 0
     for found in places.values():
         linears = [getattr(parent, name) for parent, name in found[:_SAMPLES]]
@@ -47,6 +57,36 @@ def prepack(model: nn.Module) -> int:
             for parent, name in found:
                 setattr(parent, name, PackedLinear(getattr(parent, name)))
             swapped += len(found)
+    return swapped
+
+
+def _linears(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and child.weight.dtype in (torch.float32, torch.bfloat16)
+    ]
+
+
+def _quantize(model: nn.Module, quantize: str) -> int:
+    kind = _KINDS.get(quantize)
+    if kind is None:
+        raise ConfigError(f"--quantize {quantize}: give one of {', '.join(_KINDS)}", param="quantize")
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        raise ConfigError(f"--quantize {quantize} is for --device cpu only", param="quantize")
+    started, scratch, left, swapped = time.perf_counter(), Scratch(), 0, 0
+    for parent, name, linear in _linears(model):
+        chosen = Int8Linear if parent is model else kind
+        if chosen.fits(linear):
+            setattr(parent, name, chosen(linear, scratch))
+            swapped += 1
+        else:
+            left += 1
+    structlog.get_logger().info(
+        "weights quantized", kind=quantize, layers=swapped, left_as_they_are=left,
+        seconds=round(time.perf_counter() - started, 2),
+    )  # fmt: skip
     return swapped
 
 

@@ -29,10 +29,22 @@ class CostFitter:
         self._decode = _Form(guess.decode_ms)
         self.fit = self._fit()
 
-    def observe(self, tokens: int, squares: int, context: int, batch: int, seconds: float) -> None:
-        """A step took so long; the arguments are those of Costs.step_s."""
+    def observe(
+        self, tokens: int, squares: int, context: int, batch: int, seconds: float, reinforced: float = 1.0
+    ) -> None:
+        """A step took so long; the arguments are those of Costs.step_s. `reinforced`: with how many times the worker's
+        own threads, at most. Costs are those of its own, which hold when everyone computes: such a step tells only that
+        these take as long at least, and so many times as long at most."""
         if seconds <= 0 or not (tokens or batch):
             return
+        if reinforced > 1:
+            foretold_s = self.fit.costs.step_s(tokens, squares, context, batch)
+            if seconds <= foretold_s <= seconds * reinforced:
+                self._prefill.steps += bool(tokens)
+                self._decode.steps += bool(batch)
+                self.fit = self._fit()
+                return
+            seconds = max(seconds, min(foretold_s, seconds * reinforced))
         if not batch:
             self._prefill.observe((1.0, tokens, squares), seconds * 1000)
         elif not tokens:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from shared.errors import ConfigError
+from shared.runtime.core_sets import core_set
 from shared.runtime.parsers import nonempty, one_of, seconds, size_bytes, whole_number
 
 PREFIX = "SPLITMESH_"
@@ -96,9 +97,24 @@ class Settings:
     )
     device: str = option("auto", "auto, cpu or cuda", one_of("auto", "cpu", "cuda"), WORKERS)
     dtype: str = option("auto", "auto, float32 or bfloat16", one_of("auto", "float32", "bfloat16"), WORKERS)
-    threads: int | None = option(
-        None, "compute threads of a worker (default: cores divided among workers)", whole_number(1), WORKERS
+    quantize: str | None = option(
+        None, "int8 or int4: weights in fewer bits, on CPU (default: as they are)", one_of("int8", "int4"), WORKERS
     )
+    cores: str | None = option(
+        None, "cores to compute on, such as 0-1,4; `up` divides them among its workers (default: all that are usable)",
+        core_set, WORKERS,
+    )  # fmt: skip
+    threads: int | None = option(
+        None, "compute threads of a worker on cores of its own (default: one for each)", whole_number(1), WORKERS
+    )
+    lend_cores: str = option(
+        "on", "on: a worker with nothing to compute lends its cores to its neighbours; off: it does not",
+        one_of("on", "off"), UP,
+    )  # fmt: skip
+    core_board: str | None = option(
+        None, "where workers of one machine see whose cores are idle, given by `up` (default: nothing is lent)",
+        nonempty, ("prompt_worker", "token_worker"),
+    )  # fmt: skip
     max_model_len: int | None = option(
         None, "longest prompt plus output in tokens (default: the model's)", whole_number(1), WORKERS
     )

@@ -18,6 +18,7 @@ class WorkerReport:
     bounds_used: mean share of their max_tokens that they reached. role_pinned: an operator chose the home role, the
     pool manager leaves it alone. To foresee a transfer: layers, kv_bytes_per_token (of all layers), push_threshold
     (prompt tokens from which KV goes layer by layer), and the transport's figures, where a bandwidth of 0 is not known.
+    cores: of its machine, that it computes on, such as "0-1"; empty if it is not tied to any.
     """
 
     worker_id: WorkerId
@@ -54,6 +55,7 @@ class WorkerReport:
     transport_bandwidth_gb_s: float
     transport_latency_ms: float
     loop_lag_p99_s: float
+    cores: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

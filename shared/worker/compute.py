@@ -24,6 +24,7 @@ async def compute(worker: Worker) -> None:
         batch = worker.batcher.next_batch()
         if batch is None:
             worker.wake.clear()
+            worker.engine_thread.rest()
             await worker.wake.wait()
             continue
         worker.step = batch
@@ -64,7 +65,7 @@ async def _step(worker: Worker, batch: Batch[Sequence]) -> list[int | None]:
         for sequence in computed:
             worker.cancel(sequence.key)
         return [None] * len(rows)
-    worker.fitter.observe(*work, worker.clock.now() - started_at)
+    worker.fitter.observe(*work, worker.clock.now() - started_at, worker.engine_thread.reinforced)
     worker.batcher.costs = worker.fitter.fit.costs
     return tokens
 

@@ -55,6 +55,7 @@ def report_of(worker: Worker, lag: LoopLag) -> WorkerReport:
         transport_bandwidth_gb_s=options.transport_bandwidth_gb_s,
         transport_latency_ms=options.transport_latency_ms,
         loop_lag_p99_s=lag.p99_s,
+        cores=worker.engine_thread.cores,
     )
 
 

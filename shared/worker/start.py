@@ -1,6 +1,5 @@
 """Composition of a worker process: transport measured, model loaded, links open; then it serves."""
 
-import asyncio
 import os
 from typing import cast
 
@@ -8,16 +7,15 @@ import structlog
 
 from shared.broker.port import Broker
 from shared.clock import SystemClock
-from shared.engine.choose import open_engine
 from shared.engine.port import Engine
 from shared.link.tcp import TcpLinks
-from shared.models.catalogue import resolve
 from shared.runtime.config import Settings
 from shared.runtime.launch import secret_of, worker_id
 from shared.runtime.supervise import Supervisor
 from shared.transport.choose import Wanted, open_transport
 from shared.transport.measure import Speed, measure
 from shared.wire.terms import Role
+from shared.worker.opening import open_engine_thread, share_of
 from shared.worker.options import WorkerOptions
 from shared.worker.service import run
 from shared.worker.warm import warm
@@ -27,12 +25,13 @@ log = structlog.get_logger()
 
 
 async def start(service: str, home: Role, settings: Settings, supervisor: Supervisor, broker: Broker) -> None:
-    secret, clock = secret_of(settings), SystemClock()
+    secret, clock, share = secret_of(settings), SystemClock(), share_of(settings)
     wanted = cast(Wanted, settings.transport)  # the option's parser allows these words only
     transport = await open_transport(wanted, bind=settings.bind, advertise=settings.advertise, secret=secret)
     speed = await measure("ucx" if transport.kind == "ucx" else "tcp", bind=settings.bind)
-    engine = await asyncio.to_thread(_load, settings)
-    fitter = await asyncio.to_thread(warm, engine, clock)
+    engine_thread = await open_engine_thread(settings, share)
+    engine = engine_thread.engine
+    fitter = await engine_thread.on_own_cores(lambda engine: warm(engine, clock))
     links = await TcpLinks.open(
         bind=settings.bind, advertise=settings.advertise, secret=secret, spawn=supervisor.spawn, clock=clock
     )
@@ -58,7 +57,7 @@ async def start(service: str, home: Role, settings: Settings, supervisor: Superv
     )
     worker = Worker(
         options=options,
-        engine=engine,
+        engine_thread=engine_thread,
         broker=broker,
         links=links,
         transport=transport,
@@ -67,21 +66,6 @@ async def start(service: str, home: Role, settings: Settings, supervisor: Superv
         fitter=fitter,
     )
     await run(worker, supervisor)
-
-
-def _load(settings: Settings) -> Engine:
-    files = resolve(settings.model) if settings.engine == "hf" else None
-    return open_engine(
-        settings.engine,
-        files,
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.threads,
-        max_model_len=settings.max_model_len,
-        kv_bytes=settings.kv_memory,
-        block_size=settings.block_size,
-        paced_model=settings.paced_model,
-    )
 
 
 def _push_threshold(settings: Settings, speed: Speed, engine: Engine) -> int:

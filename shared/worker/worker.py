@@ -18,7 +18,6 @@ import structlog
 
 from shared.broker.port import Broker
 from shared.clock import Clock
-from shared.engine.port import Engine
 from shared.ids import Address, Attempt, RequestId
 from shared.kv.blocks import BlockAllocator, blocks_for
 from shared.kv.layout import KvShape
@@ -62,7 +61,7 @@ class Worker:
         self,
         *,
         options: WorkerOptions,
-        engine: Engine,
+        engine_thread: EngineThread,
         broker: Broker,
         links: Links,
         transport: Transport,
@@ -70,7 +69,7 @@ class Worker:
         spawn: Spawn,
         fitter: CostFitter | None = None,
     ) -> None:
-        facts = engine.facts
+        facts = engine_thread.engine.facts
         self.options = options
         self.facts = facts
         self.links = links
@@ -107,7 +106,7 @@ class Worker:
             growth=self._growth_blocks,
         )
         self.transfers = Transfers(
-            engine=engine,
+            engine=engine_thread.engine,
             transport=transport,
             blocks=self.blocks,
             shape=self.shape,
@@ -117,7 +116,7 @@ class Worker:
         )
         self.coming = Coming(options.worker_id)
         self.sequences: dict[Attempt, Sequence] = {}
-        self.engine_thread = EngineThread(engine)
+        self.engine_thread = engine_thread
         self.outbox = Outbox(links)
         self.fence = Fence()
         self.finished: deque[tuple[float, Submitted]] = deque(maxlen=FINISHED_KEPT)

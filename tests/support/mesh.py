@@ -25,6 +25,7 @@ from shared.wire.messages import Cancel, Failed, HandedOff, Submitted, Tokens
 from shared.wire.streams import SUBMITTED
 from shared.wire.terms import Finish, Role, Sampling
 from shared.worker import service
+from shared.worker.engine_thread import EngineThread
 from shared.worker.options import WorkerOptions
 from shared.worker.worker import Worker
 
@@ -154,7 +155,7 @@ class LocalMesh:
                     max_num_batched_tokens=self._max_num_batched_tokens,
                     drain_s=1.0,
                 ),
-                engine=self._make_engine(),
+                engine_thread=EngineThread(self._make_engine()),
                 broker=self.broker,
                 links=self.network.links(name),
                 transport=await self._open_transport(),

@@ -83,7 +83,7 @@ class WorkerTape:
         """Numbers of the calls that a worker of the same options answers otherwise; it is never run."""
         live = self._worker
         fresh = Worker(
-            options=live.options, engine=live.engine_thread.engine, broker=live.broker, links=live.links,
+            options=live.options, engine_thread=live.engine_thread, broker=live.broker, links=live.links,
             transport=live.transport, clock=live.clock, spawn=live.transfers._spawn,
         )  # fmt: skip
         fresh.token_side._fresh = iter(self._draws)

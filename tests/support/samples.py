@@ -70,6 +70,7 @@ def report(name: str, role: Role = Role.PROMPT, **fields: Any) -> WorkerReport:
         "transport_bandwidth_gb_s": 1.0,
         "transport_latency_ms": 0.1,
         "loop_lag_p99_s": 0.0,
+        "cores": "",
     }
     return WorkerReport(**values | fields)
 

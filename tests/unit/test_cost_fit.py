@@ -2,6 +2,7 @@
 
 import random
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -179,3 +180,17 @@ def test_an_observation_is_cheap() -> None:
             decode(fitter, TRUTH, 4000, 8)
         best = min(best, (time.perf_counter() - started) / 50)
     assert best < 150e-6, "50 microseconds, and room for a slow machine"
+
+
+@pytest.mark.parametrize(("took_ms", "learned_ms"), [(40.0, 40.0), (24.0, 40.0), (60.0, 60.0), (15.0, 30.0)])
+def test_a_step_with_lent_cores_corrects_only_what_cannot_be(took_ms: float, learned_ms: float) -> None:
+    """40 ms are foretold. What takes 15 with twice the threads takes 15 to 30 without."""
+    fitter = CostFitter()
+    for _ in range(40):
+        fitter.observe(100, 100**2, 0, 0, 0.04)
+    before = fitter.fit
+    for _ in range(200):
+        fitter.observe(100, 100**2, 0, 0, took_ms / 1000, 2.0)
+    assert fitter.fit.costs.prefill_s(100) * 1000 == pytest.approx(learned_ms, rel=0.05)
+    if learned_ms == 40.0:
+        assert fitter.fit == replace(before, prefill_steps=240), "nothing has been learned, errors included"

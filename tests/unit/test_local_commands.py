@@ -25,7 +25,7 @@ MESH = {
     "workers": [
         {"id": "token-10.a1b2c3", "service": "token_worker", "pid": 1234567, "role": "token", "pool": "mixed",
          "state": "ready", "model": "m", "queue_tokens": 12, "running": 3, "kv_blocks_total": 100, "kv_blocks_used": 25,
-         "kv_blocks_cached": 0, "kv_blocks_leaked": 0, "transport": "ucx"},
+         "kv_blocks_cached": 0, "kv_blocks_leaked": 0, "transport": "ucx", "cores": "0-1"},
     ],
     "services": [{"id": "gateway-0.b2", "service": "gateway", "pid": 8, "state": "ready"}],
 }  # fmt: skip
@@ -63,7 +63,7 @@ def shown(console: Console) -> str:
 def test_status_shows_workers_and_services(gateway: str) -> None:
     console = screen()
     assert status(["--url", gateway], console) == 0
-    for text in ("token-10.a1b2c3", "mixed", "25/100", "ucx", "gateway-0.b2", "0.1.0"):
+    for text in ("token-10.a1b2c3", "mixed", "25/100", "ucx", "0-1", "gateway-0.b2", "0.1.0"):
         assert text in shown(console)
     assert max(map(len, shown(console).splitlines())) <= 80
 

@@ -2,7 +2,17 @@
 
 import pytest
 
-from services.local.plan import GIB, MIB, Machine, check_memory, check_roles, commands, kv_bytes_per_worker
+from services.local.plan import (
+    GIB,
+    MIB,
+    Machine,
+    check_memory,
+    check_roles,
+    commands,
+    core_sets,
+    kv_bytes_per_worker,
+    lent_cores,
+)
 from shared.errors import ConfigError
 from shared.runtime.config import Settings, parse
 
@@ -54,6 +64,87 @@ def test_cores_and_kv_memory_are_divided_among_the_workers() -> None:
     assert token["SPLITMESH_ROLE"] == "token"
     assert planned(prompt_workers=20)["prompt-0"]["SPLITMESH_THREADS"] == "1"
     assert planned(threads=5)["prompt-0"]["OMP_NUM_THREADS"] == "5"
+
+
+def machine(cores: int, *, quota: int | None = None) -> Machine:
+    return Machine(cores=quota or cores, core_ids=tuple(range(cores)), available_bytes=10 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("cores", "options", "sets"),
+    [
+        (2, {}, ["0", "1"]),
+        (5, {}, ["0-2", "3-4"]),
+        (8, {"token_workers": 2}, ["0-2", "3-5", "6-7"]),
+        (2, {"mixed_workers": 1, "prompt_workers": 0, "token_workers": 0}, ["0-1"]),
+        (2, {"prompt_workers": 2, "token_workers": 3}, ["0", "1", "0", "1", "0"]),
+        (8, {"cores": "1,4-6"}, ["1,4", "5-6"]),
+        (8, {"cores": ""}, ["0-3", "4-7"]),
+        (2, {"threads": 1}, ["0", "1"]),
+        (2, {"threads": 2}, ["0-1", "0-1"]),
+    ],
+)
+def test_every_worker_has_cores_of_its_own_where_there_are_enough(
+    cores: int, options: dict[str, object], sets: list[str]
+) -> None:
+    settings = Settings(**options)  # type: ignore[arg-type]
+    made = commands(settings, machine(cores), redis_url="", secret="", base={})
+    workers = [command.environment for command in made if command.kind.endswith("_worker")]
+    assert [worker["SPLITMESH_CORES"] for worker in workers] == sets
+    sizes = [str(settings.threads or len(own)) for own in core_sets(settings, machine(cores))]
+    assert [worker["SPLITMESH_THREADS"] for worker in workers] == sizes
+    assert [worker["OMP_NUM_THREADS"] for worker in workers] == sizes
+
+
+@pytest.mark.parametrize(
+    ("options", "lent"),
+    [
+        ({}, (0, 1, 2, 3)),
+        ({"cores": "2-3"}, (2, 3)),
+        ({"lend_cores": "off"}, ()),
+        ({"prompt_workers": 4}, ()),
+        ({"threads": 3}, ()),
+        ({"threads": 1}, (0, 1, 2, 3)),
+        ({"prompt_workers": 0, "token_workers": 0, "mixed_workers": 1}, ()),
+        ({"engine": "paced"}, ()),
+        ({"device": "cuda"}, ()),
+    ],
+)
+def test_cores_are_lent_between_workers_that_have_their_own(options: dict[str, object], lent: tuple[int, ...]) -> None:
+    assert lent_cores(Settings(**options), machine(4)) == lent  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"engine": "fake", "cores": "77"}, {"engine": "paced"}, {"device": "cuda"}])
+def test_an_engine_that_takes_no_cores_is_tied_to_none(options: dict[str, object]) -> None:
+    made = commands(Settings(**options), machine(4), redis_url="", secret="", base={})  # type: ignore[arg-type]
+    for command in made:
+        assert "SPLITMESH_CORES" not in command.environment
+    assert [c.environment["SPLITMESH_THREADS"] for c in made if c.kind == "token_worker"] == ["2"]
+
+
+def test_a_quota_ties_nobody_unless_cores_are_named() -> None:
+    limited = machine(64, quota=4)
+    assert core_sets(Settings(), limited) == [(), ()]
+    assert core_sets(Settings(cores="8-11"), limited) == [(8, 9), (10, 11)]
+
+
+def test_cores_that_the_machine_lacks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^--cores 0-4: this process cannot use core 2 \(it may use 0-1\)$"):
+        core_sets(Settings(cores="0-4"), machine(2))
+
+
+def test_only_workers_are_told_of_the_board_and_spin_briefly_then() -> None:
+    def environments(board: str | None, base: dict[str, str]) -> dict[str, dict[str, str]]:
+        made = commands(Settings(core_board=board), machine(2), redis_url="", secret="", base=base)
+        return {command.name: dict(command.environment) for command in made}
+
+    lending = environments("/proc/1/fd/9", {})
+    for name, environment in lending.items():
+        told = name in ("prompt-0", "token-0")
+        assert (environment.get("SPLITMESH_CORE_BOARD") == "/proc/1/fd/9") is told
+        assert ("GOMP_SPINCOUNT" in environment) is told
+    assert "GOMP_SPINCOUNT" not in environments(None, {})["token-0"]
+    assert environments("/b", {"GOMP_SPINCOUNT": "7"})["token-0"]["GOMP_SPINCOUNT"] == "7", "the user's word"
 
 
 def test_kv_memory_is_a_share_of_what_is_available_up_to_a_limit() -> None:
