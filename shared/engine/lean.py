@@ -60,9 +60,13 @@ class LeanModel(nn.Module):
         kernels, eps = self._kernels, self._eps
         x = embedding(step.input_ids, self._table)
         add: Tensor | None = None
+        rotation = self._rotation(step, None)
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, LeanLayer)
-            attended = self._attention(step, number, layer, kernels.add_norm(x, add, layer.input_norm, eps))
+            qkv = layer.qkv(kernels.add_norm(x, add, layer.input_norm, eps))
+            attended = self._attention(
+                step, number, qkv, self._rotation(step, layer.norms) if layer.norms else rotation
+            )
             if number == self._shape.layers - 1:  # what nobody draws from ends here
                 attended, x = attended[step.drawn], x[step.drawn]
             normed = kernels.add_norm(x, layer.out(attended), layer.mlp_norm, eps)
@@ -70,18 +74,19 @@ class LeanModel(nn.Module):
         logits: Tensor = self.head(kernels.add_norm(x, add, self._norm, eps))
         return logits
 
-    def _attention(self, step: PackedStep, number: int, layer: LeanLayer, normed: Tensor) -> Tensor:
-        shape = self._shape
-        qkv = layer.qkv(normed)
+    def _rotation(self, step: PackedStep, norms: tuple[Tensor, Tensor] | None) -> Rotation:
         cosines, sines = self._rope
-        rotation = Rotation(
+        return Rotation(
             cosines=cosines, sines=sines, positions=step.positions, slots=step.slots, heads=self._heads,
-            kv_heads=shape.kv_heads, head_dim=shape.head_dim, norms=layer.norms, eps=self._eps,
+            kv_heads=self._shape.kv_heads, head_dim=self._shape.head_dim, norms=norms, eps=self._eps,
         )  # fmt: skip
+
+    def _attention(self, step: PackedStep, number: int, qkv: Tensor, rotation: Rotation) -> Tensor:
+        shape, heads = self._shape, self._heads
         self._kernels.rotate(rotation, qkv, *step.pages.of_layer(number))
-        query = qkv[:, : self._heads * shape.head_dim].unflatten(1, (self._heads, shape.head_dim))
+        query = qkv[:, : heads * shape.head_dim].view(len(qkv), heads, shape.head_dim)
         attended = step.attend_written(number, query, scale=shape.scale, window=shape.windows[number])
-        return attended.flatten(1)
+        return attended.view(len(qkv), -1)
 
 
 def _fits(model: PreTrainedModel, shape: KvShape) -> bool:

@@ -18,6 +18,7 @@ from shared.engine.prepack import prepack
 from shared.engine.probe import Forward, KvShape, check, forward
 
 _BLOCK_SIZE = 16
+_FEW = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,12 @@ class _Quality:
         return perplexity.perplexity(self._logits_of, ids)
 
     def _logits_of(self, ids: list[int]) -> Tensor:
-        blocks = -(-len(ids) // _BLOCK_SIZE)
-        row = Row(token_ids=ids, start=0, blocks=range(blocks), draw=None)
-        step = PackedStep([row], self._new_pages(blocks=blocks), None)
-        step.drawn = torch.arange(len(ids))
-        return self._prepared.forward(step)
+        """A few tokens at a time: quantized weights are multiplied by few rows in another way than by many."""
+        blocks = range(-(-len(ids) // _BLOCK_SIZE))
+        pages, logits = self._new_pages(blocks=len(blocks)), []
+        for start in range(0, len(ids), _FEW):
+            row = Row(token_ids=ids[start : start + _FEW], start=start, blocks=blocks, draw=None)
+            step = PackedStep([row], pages, None)
+            step.drawn = torch.arange(len(row.token_ids))
+            logits.append(self._prepared.forward(step))
+        return torch.cat(logits)

@@ -1,8 +1,9 @@
 """Linear layers with weights of 8 or 4 bits.
 
-Few rows, as in decode steps, are bound by reading the weights: kernels of torch multiply by the small form. Many rows
-are bound by arithmetic: the same weights are widened, a piece at a time, and multiplied as usual. The kernels are quick
-in bfloat16 only (in float32 10 to 100 times slower), so few rows of other activations are rounded to it on the way in.
+Few rows, as in decode steps, are bound by reading the weights: a kernel multiplies by the small form. Many rows are
+bound by arithmetic: the same weights are widened, a piece at a time, and multiplied as usual. Our kernel rounds
+activations to 8 bits, 32 of them sharing a scale; torch's, where ours cannot be had, is quick in bfloat16 only (in
+float32 10 to 100 times slower), so other activations are rounded to that on the way in.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as multiply
 
+from shared.engine.native.kernels import ByteProducts
+
 GROUP = 32  # inputs that share one scale and one offset in 4 bits
-_MANY_INT8, _MANY_INT4 = 24, 64  # rows from which widening is faster
+_MANY = 48  # rows from which widening is faster
+_MANY_INT8, _MANY_INT4 = 24, 64  # the same with torch's kernels
 _PIECE = 2 << 20  # weights widened at a time: a piece stays in the cache
 _QUANTIZED_AT_ONCE = 1 << 18  # weights
 _TINY = 1e-12  # scale of weights that are all the same
@@ -44,6 +48,9 @@ class Int8Linear(nn.Module):
         parts = [_int8(part) for part in _parts(linear.weight.detach())]
         self._weight = torch.cat([weight for weight, _ in parts])  # int8 [out, in]
         self._scales = torch.cat([scales for _, scales in parts])  # [out]
+        self._few = _few(linear)
+        if self._few is not None:
+            self._tiles = _tiled((self._weight.short() + 128).to(torch.uint8)).contiguous()
 
     @staticmethod
     def fits(linear: nn.Linear) -> bool:
@@ -51,7 +58,9 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).contiguous()
-        if len(rows) < _MANY_INT8:
+        if self._few is not None and len(rows) < _MANY:
+            out = self._few.multiply(rows, self._tiles, self._scales, self.out_features, 8)
+        elif self._few is None and len(rows) < _MANY_INT8:
             out = torch._weight_int8pack_mm(rows.to(torch.bfloat16), self._weight, self._scales).to(x.dtype)
         else:
             out = self._widened(rows)
@@ -79,8 +88,14 @@ class Int4Linear(nn.Module):
         parts = [_int4(part) for part in _parts(linear.weight.detach())]
         q = torch.cat([part[0] for part in parts])  # uint8 [out, in]
         scales = torch.cat([part[1] for part in parts])  # [out, groups, 2]: scale and offset
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
-        self._scales = scales.transpose(0, 1).contiguous()
+        self._scales = scales.transpose(0, 1).contiguous()  # [groups, out, 2]
+        self._few = _few(linear)
+        if self._few is not None:
+            low, high = _tiled(q).chunk(2, dim=2)
+            self._packed = (low | high << 4).contiguous()
+            self._factors = scales.view(-1, ByteProducts.OUTPUTS, *scales.shape[1:]).permute(0, 2, 3, 1).contiguous()
+        else:
+            self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
         # For many rows, in a layout that widens quickly: one byte has an input of each half. [in / 2, out]
         low, high = q.t().chunk(2)
         self._halves = (low | high << 4).contiguous()
@@ -91,8 +106,11 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).contiguous()
-        if len(rows) < _MANY_INT4:
-            out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+        out: Tensor
+        if self._few is not None and len(rows) < _MANY:
+            out = self._few.multiply(rows, self._packed, self._factors, self.out_features, 4)
+        elif self._few is None and len(rows) < _MANY_INT4:
+            out = torch.ops.aten._weight_int4pack_mm_for_cpu(
                 rows.to(torch.bfloat16), self._packed, GROUP, self._scales
             ).to(x.dtype)
         else:
@@ -118,6 +136,18 @@ class Int4Linear(nn.Module):
         grouped = wide.view(-1, GROUP, count)
         torch.addcmul(offset, grouped, scale, out=grouped)
         return wide
+
+
+def _few(linear: nn.Linear) -> ByteProducts | None:
+    """What multiplies few rows by the weights of a layer of this size, if our kernel does."""
+    fits = linear.in_features % ByteProducts.GROUP == 0 and linear.out_features % ByteProducts.OUTPUTS == 0
+    return ByteProducts.find() if fits else None
+
+
+def _tiled(q: Tensor) -> Tensor:
+    """[out, in] as [16 outputs each, groups, 4 inputs each, output, input]."""
+    group, outputs = ByteProducts.GROUP, ByteProducts.OUTPUTS
+    return q.view(len(q) // outputs, outputs, q.shape[1] // group, group // 4, 4).permute(0, 2, 3, 1, 4)
 
 
 def _finished(out: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

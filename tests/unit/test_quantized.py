@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 from shared.engine.choose import open_engine
+from shared.engine.native.kernels import ByteProducts
 from shared.engine.perplexity import check, perplexity, sample_ids
 from shared.engine.prepack import prepack
 from shared.engine.quantized import GROUP, Int4Linear, Int8Linear, Scratch
@@ -42,6 +43,14 @@ def weights_of(layer: nn.Module, inputs: int, rows: int = 1) -> Tensor:
     return torch.cat([layer(part) for part in torch.split(identity, rows)]).t().float()
 
 
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(ByteProducts, "find", lambda: None)
+    elif ByteProducts.find() is None:
+        pytest.skip("no kernels for bytes on this machine")
+
+
 @pytest.mark.parametrize("rows", [1, 96])
 def test_no_weight_is_off_by_more_than_half_a_step(rows: int) -> None:
     plain = linear(96, 48)
@@ -71,7 +80,7 @@ def test_few_rows_and_many_multiply_by_the_same_weights(
     assert many.dtype == few.dtype == dtype
     assert many.shape == few.shape == (2, 80, outputs)
     spread = plain(x).float().std()
-    assert (many - few).float().square().mean().sqrt() < 0.006 * spread  # bfloat16 rounds, nothing else
+    assert (many - few).float().square().mean().sqrt() < 0.01 * spread  # few rows are rounded to 8 bits
     assert (many - plain(x)).float().square().mean().sqrt() < (0.02 if kind is Int8Linear else 0.1) * spread
 
 

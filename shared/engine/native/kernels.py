@@ -85,6 +85,30 @@ class Kernels:
         self._library.rotate(rotation.pointer, qkv.data_ptr(), keys.data_ptr(), values.data_ptr(), self._half)
 
 
+class ByteProducts:
+    """Few rows times weights of 8 or 4 bits; see quantized.c for how weights and factors lie. Made by `find`."""
+
+    GROUP, OUTPUTS = 32, 16  # inputs and outputs are multiples of these
+
+    def __init__(self, library: Any) -> None:
+        self._multiply = library.multiply
+
+    @staticmethod
+    def find() -> "ByteProducts | None":
+        """None where they cannot be had."""
+        library = _loaded()
+        return ByteProducts(library) if library and library.multiplies_bytes() else None
+
+    def multiply(self, x: Tensor, weights: Tensor, factors: Tensor, outputs: int, bits: int) -> Tensor:
+        """x [rows, width], bfloat16 or float32 and contiguous → [rows, outputs]."""
+        rows, width = x.shape
+        out = torch.empty(rows, outputs, dtype=x.dtype)
+        scratch = torch.empty(rows * (width + width // self.GROUP * 8), dtype=torch.uint8)
+        tensors = (tensor.data_ptr() for tensor in (out, x, weights, factors, scratch))
+        self._multiply(*tensors, rows, width, outputs, bits, int(x.dtype == torch.bfloat16))
+        return out
+
+
 class AttentionStep:
     """What attention needs to know of a step, the same in every layer. Row i has tokens [first_tokens[i],
     first_tokens[i + 1]) of the packed step, which stand at positions from starts[i] on, and lies in tables[i]."""
@@ -143,6 +167,9 @@ def _loaded() -> Any:
     opened.add_norm.argtypes = (*[pointer] * 4, number, number, c_float, c_int)
     opened.gate.argtypes = (pointer, pointer, number, number, c_int)
     opened.rotate.argtypes = (POINTER(_Rotation), *[pointer] * 3, c_int)
+    if opened.multiplies_bytes():
+        opened.multiply.argtypes = (*[pointer] * 5, number, number, number, c_int, c_int)
+        opened.multiply.restype = None
     for function in (opened.attention, opened.add_norm, opened.gate, opened.rotate):
         function.restype = None
     return opened
