@@ -52,7 +52,7 @@ def kv_budget_bytes(kv_bytes: int | None, device: torch.device) -> int:
 def one_line_memory_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise ConfigError(f"not enough memory for {what}: use fewer workers or a smaller --kv-memory") from error
         raise

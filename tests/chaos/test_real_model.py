@@ -24,7 +24,7 @@ SAMPLING: tuple[dict[str, float | int], ...] = (
     {"temperature": 0.7, "seed": 12, "top_p": 0.9},
     {"temperature": 1.1, "seed": 13, "top_k": 40},
 )
-TOKENS = 40
+TOKENS = 160
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,15 @@ async def streams(mesh: RunningMesh) -> list[Answer]:
 
 
 def decoding(mesh: RunningMesh) -> str:
-    """Plain name of a token worker that has something to do."""
-    workers = [w for w in mesh.ready_workers() if w["role"] == "token" and w["running"]]
-    assert workers, "nobody is decoding"
-    return str(workers[0]["id"]).split(".")[0]
+    """Plain name of a token worker that has something to do, as soon as its report says so."""
+    found: list[str] = []
+
+    def busy() -> bool:
+        found.extend(str(w["id"]) for w in mesh.ready_workers() if w["role"] == "token" and w["running"])
+        return bool(found)
+
+    mesh.wait_for(busy, 10.0, "somebody to decode")
+    return found[0].split(".")[0]
 
 
 @pytest.mark.parametrize("pool", ["token", "prompt"])
@@ -55,7 +60,7 @@ async def test_text_is_the_same_although_a_worker_is_killed(mesh: RunningMesh, p
     wanted = await streams(mesh)
     assert all(len(a.token_ids) == TOKENS and not a.error for a in wanted)
     running = asyncio.create_task(streams(mesh))
-    await asyncio.sleep(2.0 if pool == "token" else 0.2)
+    await asyncio.sleep(0.05)
     victim = await asyncio.to_thread(decoding, mesh) if pool == "token" else "prompt-0"
     await asyncio.to_thread(mesh.signal, victim, signal.SIGKILL)
     survived = await running

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from shared.models.catalogue import resolve
@@ -26,6 +27,7 @@ CHATS = (
     "Tell me a story \U0001f600",
 )
 NEW_TOKENS = 12
+KV_BYTES_PER_TOKEN = 30 * 2 * 3 * 64 * 4
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
@@ -109,3 +111,14 @@ def test_sampled_output_is_the_same_alone_batched_and_continued(
         together = list(pool.map(lambda case: complete(mesh, case[0], **case[1]), cases))
     assert together == alone
     assert len({tuple(tokens) for tokens in alone}) > 8, "different seeds and prompts give different text"
+
+
+def test_the_whole_context_is_used_in_bounded_memory(mesh: RunningMesh) -> None:
+    """A prompt of 8,000 tokens, in pieces: what a worker takes beside its KV does not grow with the prompt."""
+    prompt = [1000 + 7 * n % 20_000 for n in range(8_000)]
+    before = {worker["pid"]: psutil.Process(worker["pid"]).memory_info().rss for worker in mesh.ready_workers()}
+    assert len(complete(mesh, prompt, ignore_eos=True)) == NEW_TOKENS
+    mesh.settle()
+    for pid, was in before.items():
+        grown = psutil.Process(pid).memory_info().rss - was
+        assert grown < len(prompt) * KV_BYTES_PER_TOKEN + 400e6
