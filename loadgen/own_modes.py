@@ -30,7 +30,9 @@ from loadgen.targets import Target, serving
 from loadgen.traces.trace import Trace
 
 COLOCATED, DISAGGREGATED = "colocated", "disaggregated"
-SWEEP_S = 30.0  # of each variant
+SWEEP_S = 20.0  # of each variant
+# Prompt tokens computed together; colocated ones are what stalls decodes, and small ones the known remedy.
+CHUNKS = {COLOCATED: (2048, 1024, 512, 256, 128, 64), DISAGGREGATED: (2048, 512)}
 _NO_POOLS = ("--prompt-workers", "0", "--token-workers", "0")
 
 
@@ -66,7 +68,7 @@ def variants(cores: int) -> list[Variant]:
         )
         for mode, choices in layouts.items()
         for label, options in choices
-        for tokens in (2048, 512)
+        for tokens in CHUNKS[mode]
     ]
 
 

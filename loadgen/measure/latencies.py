@@ -49,6 +49,7 @@ class Measured:
     tpot_s: FloatArray
     second_token_s: FloatArray
     max_gap_s: FloatArray
+    gap_p99_s: FloatArray
     e2e_s: FloatArray
     gap_s: FloatArray
     gap_owner: IntArray
@@ -113,6 +114,7 @@ def measured(run: Run) -> Measured:
         tpot_s=np.divide(last_s - first_s, tokens - 1, out=np.full(size, np.nan), where=tokens >= 2),
         second_token_s=_pick(event_s, starts + 1, events >= 2) - first_s,
         max_gap_s=_largest(gap_s, events - 1),
+        gap_p99_s=_percentile(gap_s, owner[1:][same], events - 1, 0.99),
         e2e_s=done_s - due_s,
         gap_s=gap_s,
         gap_owner=owner[1:][same],
@@ -149,6 +151,19 @@ def _total(amounts: IntArray, events: IntArray) -> IntArray:
     ends = np.cumsum(events)
     totals: IntArray = upto[ends] - upto[ends - events]
     return totals
+
+
+def _percentile(gap_s: FloatArray, gap_owner: IntArray, gaps: IntArray, rank: float) -> FloatArray:
+    """Of each request's own gaps, between two of them in proportion (numpy's linear way); of few, near the largest."""
+    found = np.full(len(gaps), np.nan)
+    some = gaps >= 1
+    ordered = gap_s[np.lexsort((gap_s, gap_owner))]
+    counts = gaps[some]
+    place = np.cumsum(counts) - counts + rank * (counts - 1)
+    low = np.floor(place).astype(np.int64)
+    high = np.ceil(place).astype(np.int64)
+    found[some] = ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return found
 
 
 def _largest(gap_s: FloatArray, gaps: IntArray) -> FloatArray:

@@ -18,6 +18,7 @@ ALIASES = {"tpot": "tbt"}
 COLUMNS = {
     "ttft": "ttft_s",
     "tbt": "tpot_s",  # the mean time between tokens of the request
+    "tbt_p99": "gap_p99_s",  # of the request's own gaps
     "e2e": "e2e_s",
     "second": "second_token_s",
     "max_gap": "max_gap_s",

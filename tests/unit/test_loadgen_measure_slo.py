@@ -33,6 +33,18 @@ def slowed(slow_downs: list[tuple[float, float]]) -> Run:
     return run_of(records)
 
 
+def paused(tokens: int, *after: int) -> list[float]:
+    """Times of tokens that come every 0.1 s, but for a pause of 5 s after each of these."""
+    return [0.5 + 0.1 * n + 5.0 * sum(n > pause for pause in after) for n in range(tokens)]
+
+
+def test_a_percentile_of_each_request_forgives_one_gap_of_many() -> None:
+    answers = [paused(300, 7), paused(300, 7, 9, 11, 20), paused(3, 1)]
+    table = measured(run_of([completed(index, 0.0, *times) for index, times in enumerate(answers)]))
+    np.testing.assert_allclose(table.gap_p99_s, [np.percentile(np.diff(times), 99) for times in answers])
+    assert list(good(judge(table, Slo.parse("tbt_p99=0.2")))) == [True, False, False]
+
+
 def test_an_slo_is_read_as_written() -> None:
     slo = Slo.parse("ttft=3, tpot=0.15,second=.5,max_gap=1e0,e2e=60")
     assert slo.limits == (("ttft", 3.0), ("tbt", 0.15), ("second", 0.5), ("max_gap", 1.0), ("e2e", 60.0))
@@ -79,6 +91,8 @@ def test_a_key_that_is_given_twice_is_refused() -> None:
         ("second=0.49", 0.0),
         ("max_gap=1", 1.0),
         ("max_gap=0.99", 0.0),
+        ("tbt_p99=1", 1.0),
+        ("tbt_p99=0.9", 0.0),
         ("e2e=3", 1.0),
         ("e2e=2.99", 0.0),
         ("ttft=1,e2e=2.99", 0.0),
@@ -116,7 +130,7 @@ latency_s = st.floats(0.01, 5.0)
 @given(
     requests=st.lists(st.lists(latency_s, min_size=1, max_size=4), min_size=1, max_size=12),
     lost=st.integers(0, 3),
-    key=st.sampled_from(["ttft", "tbt", "e2e", "second", "max_gap"]),
+    key=st.sampled_from(["ttft", "tbt", "tbt_p99", "e2e", "second", "max_gap"]),
     limits_s=st.tuples(latency_s, latency_s),
 )
 def test_a_looser_slo_is_met_at_least_as_often(
