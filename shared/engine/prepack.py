@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import structlog
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from shared.engine.native.kernels import FewRows
 from shared.engine.quantized import Int4Linear, Int8Linear, Scratch
 from shared.errors import ConfigError
 
@@ -19,20 +21,41 @@ _KINDS: dict[str, type[Int8Linear] | type[Int4Linear]] = {"int8": Int8Linear, "i
 _ROWS = (1, 4, 16)  # sizes of decode batches
 _SAMPLES = 8  # weights of one shape that are timed one after the other, so that they do not stay in the cache
 _REPEATS = 5
+_FEW = 32  # rows up to which our kernel is faster
 _GAIN = 0.95  # share of the plain time that a packed weight must beat
 
 
 class PackedLinear(nn.Module):
-    """x @ weight.T + bias. The dense weight is dropped: packed tensors are opaque and cannot be saved."""
+    """x @ weight.T + bias. In bfloat16 our kernel multiplies few rows, if it can be had, oneDNN all else.
 
-    def __init__(self, linear: nn.Linear) -> None:
+    The dense weight is dropped (packed tensors are opaque and cannot be saved), or kept for many rows: where these are
+    rare and others have it too, as that of an output layer tied to the embedding table.
+    """
+
+    def __init__(self, linear: nn.Linear, *, keep: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
-        self.bias = linear.bias
+        weight = linear.weight.detach()
+        self.bias: Tensor | None = linear.bias
+        pairs = weight.dtype == torch.bfloat16
+        self._few = FewRows.find(16, inputs=self.in_features, outputs=self.out_features) if pairs else None
+        self._dense = weight if keep and self._few is not None else None
+        if self._few is not None:
+            tiles = weight.view(-1, FewRows.OUTPUTS, self.in_features // 2, 2)
+            self._tiles = tiles.transpose(1, 2).contiguous()
+        if self._dense is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        result: Tensor
+        if self._few is not None and x.numel() <= _FEW * self.in_features:
+            rows = x.reshape(-1, self.in_features).contiguous()
+            result = self._few.multiply(rows, self._tiles, None, self.out_features, 16)
+            result = result.view(*x.shape[:-1], self.out_features)
+            return result if self.bias is None else result.add_(self.bias)
+        if self._dense is not None:
+            return linear(x, self._dense, self.bias)
+        result = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return result
 
 
@@ -48,14 +71,14 @@ def prepack(model: nn.Module, quantize: str | None = None) -> int:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return 0
     places: dict[tuple[int, int, torch.dtype], list[tuple[nn.Module, str]]] = defaultdict(list)
-    for parent, name, linear in _linears(model):
-        places[linear.out_features, linear.in_features, linear.weight.dtype].append((parent, name))
+    for parent, name, layer in _linears(model):
+        places[layer.out_features, layer.in_features, layer.weight.dtype].append((parent, name))
     swapped = 0
     for found in places.values():
         linears = [getattr(parent, name) for parent, name in found[:_SAMPLES]]
         if _pays(linears):
             for parent, name in found:
-                setattr(parent, name, PackedLinear(getattr(parent, name)))
+                setattr(parent, name, PackedLinear(getattr(parent, name), keep=parent is model))
             swapped += len(found)
     return swapped
 
@@ -76,10 +99,10 @@ def _quantize(model: nn.Module, quantize: str) -> int:
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         raise ConfigError(f"--quantize {quantize} is for --device cpu only", param="quantize")
     started, scratch, left, swapped = time.perf_counter(), Scratch(), 0, 0
-    for parent, name, linear in _linears(model):
+    for parent, name, layer in _linears(model):
         chosen = Int8Linear if parent is model else kind
-        if chosen.fits(linear):
-            setattr(parent, name, chosen(linear, scratch))
+        if chosen.fits(layer):
+            setattr(parent, name, chosen(layer, scratch))
             swapped += 1
         else:
             left += 1

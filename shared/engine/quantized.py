@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as multiply
 
-from shared.engine.native.kernels import ByteProducts
+from shared.engine.native.kernels import FewRows
 
 GROUP = 32  # inputs that share one scale and one offset in 4 bits
 _MANY = 48  # rows from which widening is faster
@@ -48,7 +48,7 @@ class Int8Linear(nn.Module):
         parts = [_int8(part) for part in _parts(linear.weight.detach())]
         self._weight = torch.cat([weight for weight, _ in parts])  # int8 [out, in]
         self._scales = torch.cat([scales for _, scales in parts])  # [out]
-        self._few = _few(linear)
+        self._few = FewRows.find(8, inputs=self.in_features, outputs=self.out_features)
         if self._few is not None:
             self._tiles = _tiled((self._weight.short() + 128).to(torch.uint8)).contiguous()
 
@@ -89,11 +89,11 @@ class Int4Linear(nn.Module):
         q = torch.cat([part[0] for part in parts])  # uint8 [out, in]
         scales = torch.cat([part[1] for part in parts])  # [out, groups, 2]: scale and offset
         self._scales = scales.transpose(0, 1).contiguous()  # [groups, out, 2]
-        self._few = _few(linear)
+        self._few = FewRows.find(4, inputs=self.in_features, outputs=self.out_features)
         if self._few is not None:
             low, high = _tiled(q).chunk(2, dim=2)
             self._packed = (low | high << 4).contiguous()
-            self._factors = scales.view(-1, ByteProducts.OUTPUTS, *scales.shape[1:]).permute(0, 2, 3, 1).contiguous()
+            self._factors = scales.view(-1, FewRows.OUTPUTS, *scales.shape[1:]).permute(0, 2, 3, 1).contiguous()
         else:
             self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
         # For many rows, in a layout that widens quickly: one byte has an input of each half. [in / 2, out]
@@ -138,15 +138,9 @@ class Int4Linear(nn.Module):
         return wide
 
 
-def _few(linear: nn.Linear) -> ByteProducts | None:
-    """What multiplies few rows by the weights of a layer of this size, if our kernel does."""
-    fits = linear.in_features % ByteProducts.GROUP == 0 and linear.out_features % ByteProducts.OUTPUTS == 0
-    return ByteProducts.find() if fits else None
-
-
 def _tiled(q: Tensor) -> Tensor:
     """[out, in] as [16 outputs each, groups, 4 inputs each, output, input]."""
-    group, outputs = ByteProducts.GROUP, ByteProducts.OUTPUTS
+    group, outputs = FewRows.GROUP, FewRows.OUTPUTS
     return q.view(len(q) // outputs, outputs, q.shape[1] // group, group // 4, 4).permute(0, 2, 3, 1, 4)
 
 

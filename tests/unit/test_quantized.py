@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 from shared.engine.choose import open_engine
-from shared.engine.native.kernels import ByteProducts
+from shared.engine.native.kernels import FewRows
 from shared.engine.perplexity import check, perplexity, sample_ids
 from shared.engine.prepack import prepack
 from shared.engine.quantized import GROUP, Int4Linear, Int8Linear, Scratch
@@ -46,8 +46,8 @@ def weights_of(layer: nn.Module, inputs: int, rows: int = 1) -> Tensor:
 @pytest.fixture(params=["native", "torch"], autouse=True)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch":
-        monkeypatch.setattr(ByteProducts, "find", lambda: None)
-    elif ByteProducts.find() is None:
+        monkeypatch.setattr(FewRows, "find", lambda bits, *, inputs, outputs: None)
+    elif FewRows.find(8, inputs=32, outputs=16) is None:
         pytest.skip("no kernels for bytes on this machine")
 
 

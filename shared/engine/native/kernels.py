@@ -85,8 +85,8 @@ class Kernels:
         self._library.rotate(rotation.pointer, qkv.data_ptr(), keys.data_ptr(), values.data_ptr(), self._half)
 
 
-class ByteProducts:
-    """Few rows times weights of 8 or 4 bits; see quantized.c for how weights and factors lie. Made by `find`."""
+class FewRows:
+    """Few rows times weights of 16, 8 or 4 bits; see few_rows.c for how weights and factors lie. Made by `find`."""
 
     GROUP, OUTPUTS = 32, 16  # inputs and outputs are multiples of these
 
@@ -94,18 +94,22 @@ class ByteProducts:
         self._multiply = library.multiply
 
     @staticmethod
-    def find() -> "ByteProducts | None":
-        """None where they cannot be had."""
+    def find(bits: int, *, inputs: int, outputs: int) -> "FewRows | None":
+        """For weights of so many bits, in a layer of this size. None where they cannot be had."""
+        if inputs % FewRows.GROUP or outputs % FewRows.OUTPUTS:
+            return None
         library = _loaded()
-        return ByteProducts(library) if library and library.multiplies_bytes() else None
+        can = library and library.multiplies_bytes() and (bits < 16 or library.multiplies_pairs())
+        return FewRows(library) if can else None
 
-    def multiply(self, x: Tensor, weights: Tensor, factors: Tensor, outputs: int, bits: int) -> Tensor:
-        """x [rows, width], bfloat16 or float32 and contiguous → [rows, outputs]."""
+    def multiply(self, x: Tensor, weights: Tensor, factors: Tensor | None, outputs: int, bits: int) -> Tensor:
+        """x [rows, width], contiguous, bfloat16 or (not with 16 bits) float32 → [rows, outputs]."""
         rows, width = x.shape
         out = torch.empty(rows, outputs, dtype=x.dtype)
-        scratch = torch.empty(rows * (width + width // self.GROUP * 8), dtype=torch.uint8)
-        tensors = (tensor.data_ptr() for tensor in (out, x, weights, factors, scratch))
-        self._multiply(*tensors, rows, width, outputs, bits, int(x.dtype == torch.bfloat16))
+        scratch = torch.empty(0 if bits == 16 else rows * (width + width // self.GROUP * 8), dtype=torch.uint8)
+        pointers = (out.data_ptr(), x.data_ptr(), weights.data_ptr(), None if factors is None else factors.data_ptr())
+        half = int(x.dtype == torch.bfloat16)
+        self._multiply(*pointers, scratch.data_ptr(), rows, width, outputs, bits, half)
         return out
 
 
