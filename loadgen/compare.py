@@ -2,7 +2,7 @@
 
     targets (started if they are commands) → probed, warm → A B A B … → ratios with intervals → reports
 
-With `--self` the targets are this mesh, disaggregated and colocated with equal cores (see own_modes).
+With `--self` the first targets are this mesh, disaggregated and colocated with equal cores (see own_modes).
 """
 
 import argparse
@@ -20,7 +20,7 @@ from loadgen.client import options as client_options
 from loadgen.measure.gates import INVALID
 from loadgen.measure.ratio import ratios
 from loadgen.measure.result import result
-from loadgen.measure.slo import Slo
+from loadgen.measure.slo import SLO_HELP, Slo
 from loadgen.record import Run
 from loadgen.report.comparison import print_comparison
 from loadgen.report.files import write_json
@@ -42,12 +42,11 @@ Comparison = dict[str, Any]
 
 def compare(arguments: Sequence[str], console: Console) -> int:
     given = _options().read(arguments)
-    if given.own_mesh and given.targets:
-        raise ConfigError("compare takes --self or targets, not both", param="self")
+    targets = _targets(given)
     if given.slo:
         Slo.parse(given.slo)
     check_outputs(given.json, None, given.html)
-    contest = own_modes.contest(given, console) if given.own_mesh else _contest(given, console)
+    contest = own_modes.contest(given, targets, console) if given.own_mesh else _contest(given, targets, console)
     runs, contest = _run(contest, given, console)
     comparison = _compared(contest, runs, given)
     if given.own_mesh:
@@ -66,11 +65,19 @@ def compare(arguments: Sequence[str], console: Console) -> int:
     return 0 if valid else INVALID
 
 
-def _contest(given: argparse.Namespace, console: Console) -> Contest:
-    """The targets that were named. A trace is sent as recorded; without one the first target shows what it bears."""
+def _targets(given: argparse.Namespace) -> list[Target]:
+    """Those that were named. Raises ConfigError when there is nothing to compare, or two have one name."""
     targets = [Target.parse(text) for text in given.targets]
-    if len(targets) < 2 or len({target.name for target in targets}) < len(targets):
+    names = [*(own_modes.MODES if given.own_mesh else ()), *(target.name for target in targets)]
+    if len(names) < 2:
         raise ConfigError("compare needs --self, or at least two targets with different names", param="target")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"compare: two targets are named {twice[0]}", param="target")
+    return targets
+
+
+def _contest(given: argparse.Namespace, targets: list[Target], console: Console) -> Contest:
+    """A trace is sent as recorded; without one the first target shows what it bears."""
     if given.trace:
         slo = Slo.parse(given.slo) if given.slo else None
         return Contest(targets=targets, trace=load.from_arguments(given), slo=slo)
@@ -97,10 +104,9 @@ def _run(contest: Contest, given: argparse.Namespace, console: Console) -> tuple
 
 
 def _compared(contest: Contest, runs: dict[str, list[Run]], given: argparse.Namespace) -> Comparison:
-    first, *others = runs
     slo, idle, seed = contest.slo, contest.idle, given.seed
     return {
-        "baseline": first,
+        "baseline": next(iter(runs)),
         "trace": contest.trace.name,
         "schedule_sha256": contest.trace.sha256,
         "slo": slo.text if slo else None,
@@ -110,7 +116,8 @@ def _compared(contest: Contest, runs: dict[str, list[Run]], given: argparse.Name
             for name, own in runs.items()
         },
         "ratios": {
-            f"{other}/{first}": ratios(runs[first], runs[other], slo=slo, idle=idle, seed=seed) for other in others
+            f"{one}/{other}": ratios(runs[other], runs[one], slo=slo, idle=idle, seed=seed)
+            for one, other in contest.pairs()
         },
     }
 
@@ -125,7 +132,8 @@ def _options() -> Options:
     )
     options.add_argument(
         "--self", action="store_true", dest="own_mesh",
-        help="this mesh, disaggregated and colocated with equal cores: is disaggregation worth it for this trace here?",
+        help="this mesh, disaggregated and colocated with equal cores: is disaggregation worth it for this trace here? "
+        "targets that are named besides are compared too",
     )  # fmt: skip
     options.add_argument(
         "--quick", action="store_true", help="short; one run each if --repeats is not given; nothing is tuned"
@@ -135,10 +143,7 @@ def _options() -> Options:
     add_arguments(options, required=False)
     client_options.add_arguments(options)
     group = options.add_argument_group("what is made of it")
-    group.add_argument(
-        "--slo",
-        help="e.g. ttft=3,tbt=0.15 in seconds (also e2e, second, max_gap), or splitwise: over the idle first target",
-    )
+    group.add_argument("--slo", metavar="LIMITS", help=f"{SLO_HELP}: over the idle first target")
     group.add_argument("--json", type=Path, metavar="FILE", help="the full result")
     group.add_argument("--html", type=Path, metavar="FILE", help="a page with plots that works offline")
     return options

@@ -15,7 +15,7 @@ from loadgen.goodput import check as check_rate
 from loadgen.goodput import find_goodput
 from loadgen.measure.gates import INVALID
 from loadgen.measure.result import Result, result
-from loadgen.measure.slo import Slo
+from loadgen.measure.slo import SLO_HELP, Slo
 from loadgen.record import Run
 from loadgen.report.files import write_json, write_records
 from loadgen.report.groups import Entry
@@ -91,7 +91,7 @@ def _options() -> Options:
     add_arguments(options)
     client_options.add_arguments(options)
     group = options.add_argument_group("what is made of it")
-    group.add_argument("--slo", help="e.g. ttft=3,tbt=0.15 in seconds (also e2e, second, max_gap), or splitwise")
+    group.add_argument("--slo", metavar="LIMITS", help=SLO_HELP)
     group.add_argument(
         "--find-goodput",
         action="store_true",

@@ -24,14 +24,23 @@ IDLE_SHARE = 0.1  # of a core: what a target may use while another one is measur
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """What is compared under which load. The first target is what the others are measured against. `idle`: what
-    Splitwise's slow-downs are taken over, once it was measured."""
+    """What is compared under which load. The first target is what the others are measured against, unless `subject`
+    names the one that is measured against all others. `idle`: what Splitwise's slow-downs are taken over, once it was
+    measured."""
 
     targets: Sequence[Target]
     trace: Trace
     slo: Slo | None
     idle: IdleSpeed | None = None
     notes: Sequence[str] = ()
+    subject: str | None = None
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Names of targets: of each pair, the first is told as a multiple of the second."""
+        first, *others = [target.name for target in self.targets]
+        if self.subject is None:
+            return [(other, first) for other in others]
+        return [(self.subject, other) for other in (first, *others) if other != self.subject]
 
 
 def connected(target: Serving, given: argparse.Namespace, console: Console) -> Server:

@@ -90,11 +90,10 @@ async def _run(supervisor: Supervisor, share: Share, command: Connection) -> Non
 
 
 def open_session() -> aiohttp.ClientSession:
-    """No limit of its own on connections, time or size; a connection for each request, because llama-server promises to
-    keep one and closes it after every streamed answer."""
+    """No limit of its own on connections, time or size."""
     return aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=30.0),
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=None, force_close=True),
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=None),
         read_bufsize=READ_BUFFER_BYTES,
     )
 

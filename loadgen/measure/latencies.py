@@ -5,6 +5,7 @@ Latencies count from `due_s`. Definitions (t: arrivals of events with tokens, n:
     ttft        t[0] - due            ttft_from_send  t[0] - sent
     gap (itl)   t[j] - t[j-1], j >= 1, pooled over the requests
     second      the first gap         max_gap         the largest gap of a request
+    gap_p99     the P99 of one request's gaps
     tpot        (t[-1] - t[0]) / (n - 1), n >= 2      e2e   done - due
 
 Every list of latencies holds *completed* requests that were due inside the window (both ends belong to it), and nothing
@@ -12,6 +13,7 @@ of the others: what a failed or rejected request showed before it ended is no la
 Rates, on the contrary, count what happened inside the window, whoever it belonged to.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -49,7 +51,6 @@ class Measured:
     tpot_s: FloatArray
     second_token_s: FloatArray
     max_gap_s: FloatArray
-    gap_p99_s: FloatArray
     e2e_s: FloatArray
     gap_s: FloatArray
     gap_owner: IntArray
@@ -62,6 +63,20 @@ class Measured:
     @property
     def window_length_s(self) -> float:
         return self.window_s[1] - self.window_s[0]
+
+    @property
+    def gap_p99_s(self) -> FloatArray:
+        """The P99 of each request's own gaps, with linear interpolation; of few gaps it is near the largest. Worked out
+        each time it is asked for: all gaps are sorted, and most runs are judged without."""
+        gaps = np.bincount(self.gap_owner, minlength=self.requests)
+        rows, ends = np.flatnonzero(gaps), np.cumsum(gaps)
+        found = np.full(self.requests, np.nan)
+        for row, start, end in zip(rows.tolist(), (ends - gaps)[rows].tolist(), ends[rows].tolist(), strict=True):
+            own = np.sort(self.gap_s[start:end])
+            place = 0.99 * (end - start - 1)
+            low, high = math.floor(place), math.ceil(place)
+            found[row] = own[low] + (own[high] - own[low]) * (place - low)
+        return found
 
     def inside(self, at_s: FloatArray) -> BoolArray:
         return _inside(self.window_s, at_s)
@@ -114,7 +129,6 @@ def measured(run: Run) -> Measured:
         tpot_s=np.divide(last_s - first_s, tokens - 1, out=np.full(size, np.nan), where=tokens >= 2),
         second_token_s=_pick(event_s, starts + 1, events >= 2) - first_s,
         max_gap_s=_largest(gap_s, events - 1),
-        gap_p99_s=_percentile(gap_s, owner[1:][same], events - 1, 0.99),
         e2e_s=done_s - due_s,
         gap_s=gap_s,
         gap_owner=owner[1:][same],
@@ -151,19 +165,6 @@ def _total(amounts: IntArray, events: IntArray) -> IntArray:
     ends = np.cumsum(events)
     totals: IntArray = upto[ends] - upto[ends - events]
     return totals
-
-
-def _percentile(gap_s: FloatArray, gap_owner: IntArray, gaps: IntArray, rank: float) -> FloatArray:
-    """Of each request's own gaps, between two of them in proportion (numpy's linear way); of few, near the largest."""
-    found = np.full(len(gaps), np.nan)
-    some = gaps >= 1
-    ordered = gap_s[np.lexsort((gap_s, gap_owner))]
-    counts = gaps[some]
-    place = np.cumsum(counts) - counts + rank * (counts - 1)
-    low = np.floor(place).astype(np.int64)
-    high = np.ceil(place).astype(np.int64)
-    found[some] = ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-    return found
 
 
 def _largest(gap_s: FloatArray, gaps: IntArray) -> FloatArray:

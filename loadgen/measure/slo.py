@@ -18,12 +18,13 @@ ALIASES = {"tpot": "tbt"}
 COLUMNS = {
     "ttft": "ttft_s",
     "tbt": "tpot_s",  # the mean time between tokens of the request
-    "tbt_p99": "gap_p99_s",  # of the request's own gaps
+    "tbt_p99": "gap_p99_s",  # the P99 of the request's own gaps
     "e2e": "e2e_s",
     "second": "second_token_s",
     "max_gap": "max_gap_s",
 }
 SPLITWISE = "splitwise"
+SLO_HELP = "e.g. ttft=3,tbt=0.15 in seconds (also tbt_p99, e2e, second, max_gap), or splitwise"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

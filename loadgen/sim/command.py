@@ -11,7 +11,7 @@ from time import process_time
 from rich.console import Console
 
 from loadgen.measure.gates import INVALID
-from loadgen.measure.slo import Slo
+from loadgen.measure.slo import SLO_HELP, Slo
 from loadgen.report.files import write_json
 from loadgen.report.groups import Entry
 from loadgen.report.page import check_outputs, write_page
@@ -77,7 +77,7 @@ def _options() -> Options:
     add_arguments(options)
     options.add_argument("--cluster", required=True, type=Path, metavar="FILE", help="YAML: model, machines, policy")
     group = options.add_argument_group("what is made of it")
-    group.add_argument("--slo", help="e.g. ttft=3,tbt=0.15 in seconds (also e2e, second, max_gap), or splitwise")
+    group.add_argument("--slo", metavar="LIMITS", help=SLO_HELP)
     group.add_argument("--json", type=Path, metavar="FILE", help="the full result")
     group.add_argument("--records", type=Path, metavar="FILE", help="a line of CSV per request")
     group.add_argument("--html", type=Path, metavar="FILE", help="a page with plots that works offline")

@@ -161,7 +161,9 @@ def test_an_invalid_run_has_its_exit_code_and_is_loud() -> None:
         (("compare", "a=http://127.0.0.1:9"), "two targets"),
         (("compare", "a=http://127.0.0.1:9", "b=serve it"), "{port}"),
         (("compare", "a=no-such-program {port}", "b=http://127.0.0.1:9"), "no-such-program"),
-        (("compare", "--self", "a=http://127.0.0.1:9"), "not both"),
+        (("compare", "a=http://127.0.0.1:9", "a=http://127.0.0.1:8"), "two targets are named a"),
+        (("compare", "--self", "colocated=http://127.0.0.1:9"), "two targets are named colocated"),
+        (("compare", "--self", "a=http://127.0.0.1:9"), "is it running?"),
         (("reply",), "replay"),
     ],
 )
@@ -233,12 +235,13 @@ def test_the_question_of_the_mesh_itself_is_answered(tmp_path: Path) -> None:
     found, page = tmp_path / "result.json", tmp_path / "page.html"
     engine = "--engine paced --paced-model 'prefill_ms=2,0.1,0 decode_ms=5,0,0.2'"
     ran = loadgen(
-        "compare", "--self", "--quick", "--limit", "20", "--mesh-options", engine, "--json", str(found),
-        "--html", str(page),
+        "compare", "--self", f"fake={SERVER}", "--quick", "--limit", "20", "--mesh-options", engine,
+        "--json", str(found), "--html", str(page),
     )  # fmt: skip
     assert ran.returncode in (0, 3), ran.stdout + ran.stderr
     comparison = json.loads(found.read_text())
-    assert set(comparison["targets"]) == {"colocated", "disaggregated"}
-    assert "disaggregated/colocated" in comparison["ratios"]
+    assert list(comparison["targets"]) == ["colocated", "disaggregated", "fake"]
+    assert set(comparison["ratios"]) == {"disaggregated/colocated", "disaggregated/fake"}
+    assert any(line.startswith("And rather than fake?") for line in comparison["answer"])
     assert comparison["answer"][0].startswith("Is disaggregation worth it for azure-conv on this machine?")
     assert page.stat().st_size > 1_000_000
