@@ -39,9 +39,12 @@ class Team:
 
 def find_team() -> Team | None:
     """Of the OpenMP library in this process; None if there is none, or none whose interface is known."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        path = Path(line.split(maxsplit=5)[-1])
-        if path.name.startswith(_LIBRARIES):
-            library = ctypes.CDLL(str(path))
-            return Team(library) if hasattr(library, "GOMP_parallel") else None
-    return None
+    path = library_path()
+    library = ctypes.CDLL(str(path)) if path else None
+    return Team(library) if library is not None and hasattr(library, "GOMP_parallel") else None
+
+
+def library_path() -> Path | None:
+    """Where the OpenMP library lies that torch has brought into this process."""
+    paths = (Path(line.split(maxsplit=5)[-1]) for line in Path("/proc/self/maps").read_text().splitlines())
+    return next((path for path in paths if path.name.startswith(_LIBRARIES)), None)

@@ -1,24 +1,17 @@
-"""Cores: how options write them, who uses which, and what the engine thread borrows and gives back."""
+"""Cores: who uses which, and what the engine thread borrows and gives back."""
 
 import asyncio
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shared.engine.fake import GREEDY
-from shared.engine.openmp import find_team
 from shared.engine.port import Row
 from shared.errors import ConfigError
 from shared.policy.cost_fit import CostFitter
 from shared.runtime.core_board import UNLENT, BoardFile, CoreBoard
-from shared.runtime.core_sets import chosen, core_set, cores_of, text_of, usable_cores
 from shared.worker.cores import Cores
 from shared.worker.engine_thread import EngineThread, StepAborted
 from shared.worker.worker import Worker
@@ -27,36 +20,6 @@ from tests.support.mesh import LocalMesh
 
 OpenBoard = Callable[..., CoreBoard]
 PROMPT = [Row(token_ids=[1, 2, 3], start=0, blocks=[0], draw=GREEDY)]
-
-# ---- sets -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "shortest", "cores"),
-    [("0", "0", (0,)), ("0-1,4", "0-1,4", (0, 1, 4)), ("3,1, 2,2", "1-3", (1, 2, 3)), ("", "", ()), ("5-5", "5", (5,))],
-)
-def test_sets_of_cores(text: str, shortest: str, cores: tuple[int, ...]) -> None:
-    assert cores_of(text) == cores
-    assert core_set(text) == shortest
-
-
-@given(st.sets(st.integers(0, 9999), max_size=40))
-def test_a_set_is_read_back(cores: set[int]) -> None:
-    assert cores_of(text_of(sorted(cores))) == tuple(sorted(cores))
-
-
-@pytest.mark.parametrize("text", ["x", "1-", "-1", "2-1", "0,,1", "0;1", "1.5", "99999"])
-def test_what_is_no_set(text: str) -> None:
-    with pytest.raises(ValueError, match="give cores such as 0-1,4"):
-        cores_of(text)
-
-
-def test_cores_that_are_not_there_are_named_in_one_line() -> None:
-    assert chosen("1-2", (0, 1, 2)) == (1, 2)
-    assert chosen("", (0, 1)) == chosen(None, (0, 1)) == ()
-    with pytest.raises(ConfigError, match=r"^--cores 1-4: this process cannot use core 3 \(it may use 0-2\)$"):
-        chosen("1-4", (0, 1, 2))
-
 
 # ---- the board ------------------------------------------------------------------------------------------------------
 
@@ -314,36 +277,3 @@ async def test_in_a_mesh_the_idle_worker_lends_and_costs_stay_those_of_own_cores
         await (await mesh.submit([1, 2, 3])).end()
         assert placed.places == [[{0}, {1}]]
         assert observed == [2.0]
-
-
-# ---- threads of OpenMP ----------------------------------------------------------------------------------------------
-
-
-def test_the_threads_of_a_team_run_where_they_are_placed() -> None:
-    torch = pytest.importorskip("torch")
-    core, everywhere = usable_cores()[-1], os.sched_getaffinity(0)
-    seen: list[list[set[int]]] = []
-
-    def compute() -> None:
-        team = find_team()
-        assert team is not None
-        torch.set_num_threads(2)
-        before = _threads()
-        for places in ([{core}, everywhere], [everywhere, everywhere], [{core}], [everywhere, {core}]):
-            team.place([frozenset(place) for place in places])
-            torch.ones(300, 300) @ torch.ones(300, 300)
-            helpers = sorted(_threads() - before)
-            seen.append([os.sched_getaffinity(thread) for thread in (0, *helpers)])
-
-    count = torch.get_num_threads()
-    thread = threading.Thread(target=compute)
-    thread.start()
-    thread.join()
-    torch.set_num_threads(count)
-    assert [places[0] for places in seen] == [{core}, everywhere, {core}, everywhere]
-    assert [places[1:] for places in seen] == [[everywhere], [everywhere], [everywhere], [{core}]]
-    assert os.sched_getaffinity(0) == everywhere, "nobody else is moved"
-
-
-def _threads() -> set[int]:
-    return {int(task.name) for task in Path("/proc/self/task").iterdir()}

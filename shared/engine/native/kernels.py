@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from shared.engine.native.build import NoKernels, library
+from shared.engine.openmp import library_path
 
 _STRIP, _TILE, _LANES = 64, 6, 16  # as in attention.c and numbers.h
 _NO_WINDOW = 1 << 40
-_OPENMP = ("libgomp", "libiomp", "libomp")
 
 
 class _Step(Structure):
@@ -181,8 +181,8 @@ def _loaded() -> Any:
 
 def _load(path: Path) -> ctypes.CDLL:
     """Its OpenMP symbols are left open: those of the library that torch brought into this process fill them."""
-    torch.get_num_threads()
-    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
-    for openmp in [name for name in mapped if Path(name).name.startswith(_OPENMP)]:
-        ctypes.CDLL(openmp, ctypes.RTLD_GLOBAL)
+    openmp = library_path()
+    if openmp is None:
+        raise NoKernels("torch computes without OpenMP here")
+    ctypes.CDLL(str(openmp), ctypes.RTLD_GLOBAL)
     return ctypes.CDLL(str(path))
