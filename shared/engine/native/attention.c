@@ -5,25 +5,11 @@
    Called by shared.engine.native, which says what the arguments are; threads are those of torch's OpenMP. */
 
 #include <omp.h>
-#include "numbers.h"
+#include "attention.h"
 
-#define STRIP 64 /* columns of the matrix kernel: 4 vectors */
-#define TILE 6   /* rows of it: 24 sums in registers */
-#define HIDDEN -1e30f
-
-INLINE long least(long a, long b) { return a < b ? a : b; }
-INLINE long up_to(long n, long unit) { return (n + unit - 1) / unit * unit; }
+#define TILE 6 /* rows of the matrix kernel: with 4 vectors of columns, 24 sums in registers */
 
 /* ---- the matrix kernel ----------------------------------------------------------------------------------------- */
-
-INLINE lanes multiplied(lanes sum, int32_t a, lanes b, int half) {
-#ifdef __AVX512BF16__
-    if (half) return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a), (__m512bh)(__m512)b);
-#endif
-    float factor;
-    memcpy(&factor, &a, 4);
-    return sum + factor * b;
-}
 
 /* c[row][0..16 width) = sum over steps of a[row][step] * b[step][0..16 width) */
 INLINE void product(int rows, int width, long steps, int32_t *const *a, const int32_t *b, long b_stride,
@@ -89,30 +75,6 @@ INLINE void packed_keys(const int32_t *const *rows, long steps, int32_t *out) {
         for (int i = 0; i < LANES; i++) out[step * STRIP + i] = rows[i][step];
 }
 
-typedef struct {
-    const void *keys, *values; /* one layer's pages, [blocks, block_size, kv_heads, head_dim] */
-    const int64_t *table;      /* blocks of the sequence */
-    long context, block_size, kv_heads, head_dim;
-} Sequence;
-
-/* Where positions [from, from + STRIP) lie in the pages, in elements; behind the end of the sequence, its last. */
-INLINE void places(const Sequence *s, long head, long from, long *found) {
-    long block = from / s->block_size, offset = from % s->block_size, width = s->kv_heads * s->head_dim;
-    for (long i = 0; i < STRIP; i++) {
-        found[i] = from + i < s->context ? (s->table[block] * s->block_size + offset) * width + head * s->head_dim : found[i - 1];
-        if (++offset == s->block_size) offset = 0, block++;
-    }
-}
-
-/* Their rows lie all over memory, where no processor sees them coming. */
-INLINE void fetch(const Sequence *s, const long *found, int half) {
-    for (long i = 0; i < STRIP; i++)
-        for (long line = 0; line < s->head_dim; line += half ? 32 : 16) {
-            __builtin_prefetch(at(s->keys, found[i] + line, half));
-            __builtin_prefetch(at(s->values, found[i] + line, half));
-        }
-}
-
 /* `count` positions of one head: keys as [step][STRIP], values as [pair or position][head_dim] words, zeros behind. */
 INLINE void pack(const Sequence *s, const long *found, long count, int32_t *keys, int32_t *values, int half) {
     long words_of_key = s->head_dim / (half ? 2 : 1);
@@ -137,30 +99,6 @@ INLINE void pack(const Sequence *s, const long *found, long count, int32_t *keys
 }
 
 /* ---- attention ------------------------------------------------------------------------------------------------- */
-
-/* Scores [from, to) become weights that sum to 1 / the result; what lies outside within [begin, end) becomes 0. */
-INLINE float softmax(float *scores, long begin, long from, long to, long end, float scale, int half) {
-    for (long i = begin; i < from; i++) scores[i] = HIDDEN;
-    for (long i = to; i < end; i++) scores[i] = HIDDEN;
-    lanes most = *(lanes *)(scores + begin), sum = {0};
-    for (long i = begin; i < end; i += LANES) most = greater(most, *(lanes *)(scores + i));
-    float top = most[0], total = 0;
-    for (int i = 1; i < LANES; i++) top = most[i] > top ? most[i] : top;
-    for (long i = begin; i < end; i += LANES) {
-        lanes weight = exponential((*(lanes *)(scores + i) - top) * scale);
-        sum += weight;
-        store(scores, i, weight, half); /* pairs of bfloat16 lie closer together than the scores did */
-    }
-    for (int i = 0; i < LANES; i++) total += sum[i];
-    return 1 / total;
-}
-
-typedef struct {
-    void *out;         /* [tokens, heads, head_dim] */
-    const void *query; /* rows of query_stride elements, heads * head_dim of them used */
-    long query_stride, heads, window;
-    float scale;
-} Queries;
 
 /* One tile of rows of one KV head: rows count (token, head of the group), tokens from first_token on, and the first of
    these stands at position `start`. */
@@ -203,46 +141,14 @@ INLINE void attend_tile(const Queries *q, const Sequence *s, long first_token, l
     }
 }
 
-/* The same in every layer of a step. Row i of the step is a sequence of which tokens [first_tokens[i],
-   first_tokens[i + 1]) of the packed step stand at positions from starts[i] on. */
-typedef struct {
-    long count, heads, kv_heads, head_dim, block_size, longest;
-    const int64_t *first_tokens, *starts, *tables, *table_starts;
-    int32_t *scratch; /* per thread: keys and values of one head of the longest sequence, and a tile of scores */
-} Step;
-
-INLINE Sequence sequence_of(const Step *step, long i, const void *keys, const void *values) {
-    long context = step->starts[i] + step->first_tokens[i + 1] - step->first_tokens[i];
-    return (Sequence){keys, values, step->tables + step->table_starts[i], context,
-                      step->block_size, step->kv_heads, step->head_dim};
-}
-
 static void attend(const Step *step, const Queries *q, const void *keys, const void *values, int half) {
     long longest = up_to(step->longest, STRIP), words_of_key = step->head_dim / (half ? 2 : 1);
-    long part = longest * words_of_key, area = 2 * part + TILE * longest, group = step->heads / step->kv_heads;
+    long part = longest * words_of_key, area = step->scratch_words, group = step->heads / step->kv_heads;
 #pragma omp parallel
     {
         int32_t *mine = step->scratch + omp_get_thread_num() * area;
         float *scores = (float *)(mine + 2 * part);
-#pragma omp for schedule(dynamic) nowait
-        for (long job = 0; job < step->count * step->kv_heads; job++) { /* decodes: one thread has all of a head */
-            long i = job / step->kv_heads, head = job % step->kv_heads, first = step->first_tokens[i];
-            if (step->first_tokens[i + 1] - first > 1) continue;
-            Sequence s = sequence_of(step, i, keys, values);
-            long begin = s.context > q->window ? (s.context - q->window) / STRIP * STRIP : 0;
-            long here[STRIP], next[STRIP];
-            places(&s, head, begin, next);
-            for (long from = begin; from < s.context; from += STRIP) {
-                memcpy(here, next, sizeof here);
-                if (from + STRIP < s.context) {
-                    places(&s, head, from + STRIP, next);
-                    BOTH(fetch, &s, next);
-                }
-                BOTH(pack, &s, here, s.context - from, mine + from * words_of_key, mine + part + from * words_of_key);
-            }
-            for (long row = 0; row < group; row += TILE)
-                BOTH(attend_tile, q, &s, first, step->starts[i], row, least(TILE, group - row), head, mine, mine + part, scores);
-        }
+        decodes(step, q, keys, values, mine, half);
         for (long i = 0; i < step->count; i++) { /* pieces of prompts: the threads share each head */
             long first = step->first_tokens[i], rows = (step->first_tokens[i + 1] - first) * group;
             if (rows == group) continue;
@@ -253,7 +159,7 @@ static void attend(const Step *step, const Queries *q, const void *keys, const v
 #pragma omp for schedule(static)
                 for (long from = 0; from < s.context; from += STRIP) {
                     long here[STRIP];
-                    places(&s, head, from, here);
+                    places(&s, head, from, STRIP, here);
                     BOTH(pack, &s, here, s.context - from, shared + from * words_of_key, shared + part + from * words_of_key);
                 }
 #pragma omp for schedule(dynamic, 4)

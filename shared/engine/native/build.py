@@ -10,8 +10,8 @@ from pathlib import Path
 from shared.cache import default_cache
 
 HERE = Path(__file__).parent
-SOURCES = ("attention.c", "layer.c", "few_rows.c")
-HEADERS = ("numbers.h",)
+SOURCES = ("attention.c", "decode.c", "layer.c", "few_rows.c")
+HEADERS = ("attention.h", "numbers.h")
 # Not -ffast-math: the exponential counts on exact rounding. OpenMP's own library is not linked: it is torch's.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 LIMIT_S = 120

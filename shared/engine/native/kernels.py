@@ -26,6 +26,7 @@ class _Step(Structure):
     _fields_ = (
         *((name, c_long) for name in ("count", "heads", "kv_heads", "head_dim", "block_size", "longest")),
         *((name, c_void_p) for name in ("first_tokens", "starts", "tables", "table_starts", "scratch")),
+        ("scratch_words", c_long),
     )
 
 
@@ -127,16 +128,19 @@ class AttentionStep:
         self._table_starts = np.cumsum([0, *map(len, tables)], dtype=np.int64)
         longest = int((self._starts + np.diff(self._first)).max())
         padded = -(-longest // _STRIP) * _STRIP
-        self._words_a_thread = padded * (2 * head_dim * dtype.itemsize // 4 + _TILE)
+        pieces = padded * (2 * head_dim * dtype.itemsize // 4 + _TILE)  # attention.c
+        decodes = heads * (padded + head_dim) + 2 * (padded + _STRIP)  # decode.c; positions take two words each
+        self._scratch_words = max(pieces, decodes)
         self._scratch = np.empty(0, dtype=np.int32)
         arrays = (self._first, self._starts, self._tables, self._table_starts)
         self._step = _Step(
-            len(tables), heads, kv_heads, head_dim, block_size, longest, *(array.ctypes.data for array in arrays), 0
+            len(tables), heads, kv_heads, head_dim, block_size, longest, *(array.ctypes.data for array in arrays), 0,
+            self._scratch_words,
         )
 
     def pointer(self) -> Any:
         """With scratch memory for as many threads as compute now."""
-        needed = torch.get_num_threads() * self._words_a_thread
+        needed = torch.get_num_threads() * self._scratch_words
         if len(self._scratch) < needed:
             self._scratch = np.empty(needed, dtype=np.int32)
             self._step.scratch = self._scratch.ctypes.data
