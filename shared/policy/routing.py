@@ -16,7 +16,9 @@ from shared.policy.worker_view import WorkerView
 from shared.wire.messages import Placed, Submitted
 from shared.wire.terms import Role
 
-OVERFLOW_TOKENS = 8192  # pending prompt tokens beyond which a pool counts as busy; Splitwise's simulator uses the same
+# A pool counts as busy beyond so many pending prompt tokens (as in Splitwise's simulator), or so long a wait for them:
+# where a machine takes that long it is better helped, however few tokens they are.
+OVERFLOW_TOKENS, OVERFLOW_S = 8192, 1.5
 
 Fits = Callable[[WorkerView], bool]
 
@@ -28,6 +30,7 @@ class Limits:
 
     borrow: bool = True
     overflow_tokens: int = OVERFLOW_TOKENS
+    overflow_s: float = OVERFLOW_S
     ttft_target_s: float | None = None
 
 
@@ -103,7 +106,7 @@ def _prompt_worker(view: View, request: Submitted, fits: Fits, limits: Limits) -
 
 def _longest_wait_s(worker: WorkerView, request: Submitted, limits: Limits) -> float:
     target_s = request.time_left_s if limits.ttft_target_s is None else limits.ttft_target_s
-    return min(worker.seconds_for(limits.overflow_tokens), target_s / 2)
+    return min(worker.seconds_for(limits.overflow_tokens), limits.overflow_s, target_s / 2)
 
 
 def _token_worker(view: View, request: Submitted, fits: Fits, prompt: WorkerView, limits: Limits) -> WorkerView:

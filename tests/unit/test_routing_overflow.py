@@ -7,7 +7,7 @@ from shared.wire.reports import WorkerReport
 from shared.wire.terms import Role
 from tests.support.samples import fit, placed, report, submitted
 
-BUSY = {"queue_tokens": 9000, "queue_s": 9.0}  # beyond 8,192 tokens
+BUSY = {"queue_tokens": 9000, "queue_s": 9.0}  # beyond 8,192 tokens, and 1.5 s
 BIG = {"kv_blocks_total": 10_000, "max_model_len": 100_000}
 
 
@@ -34,7 +34,7 @@ LENT = {"decodes": 1, "demand_blocks": 10}  # of a prompt worker: it decodes for
 
 
 def test_prompts_stay_in_their_pool_while_its_queue_is_short() -> None:
-    assert chosen(prompt("p0", queue_tokens=5000), prompt("p1", **LENT), token("t0")) == ("p0", "t0")
+    assert chosen(prompt("p0", queue_tokens=1400), prompt("p1", **LENT), token("t0")) == ("p0", "t0")
 
 
 def test_a_busy_prompt_pool_overflows_to_mixed_workers_first() -> None:
@@ -55,9 +55,16 @@ def test_when_all_are_busy_the_shortest_queue_counts() -> None:
 
 
 def test_a_promised_ttft_makes_pools_overflow_earlier() -> None:
-    workers = prompt("p0", queue_tokens=1500), token("t0")
+    workers = prompt("p0", queue_tokens=1400), token("t0")
     assert chosen(*workers)[0] == "p0"
-    assert chosen(*workers, limits=Limits(ttft_target_s=2.0))[0] == "t0", "1.5 s is more than half of it"
+    assert chosen(*workers, limits=Limits(ttft_target_s=2.0))[0] == "t0", "1.4 s is more than half of it"
+
+
+def test_few_tokens_are_too_many_where_they_take_long() -> None:
+    slow, fast = prompt("p0", queue_tokens=1600), prompt("p0", queue_tokens=5000, queue_s=0.5, fit=fit(0.1))
+    assert chosen(slow, token("t0"))[0] == "t0", "1.6 s"
+    assert chosen(fast, token("t0"))[0] == "p0", "0.5 s"
+    assert chosen(fast, token("t0"), limits=Limits(overflow_tokens=4096))[0] == "t0"
 
 
 def test_without_borrowing_each_phase_stays_in_its_pool() -> None:

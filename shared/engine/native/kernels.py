@@ -134,7 +134,14 @@ class AttentionStep:
         self._scratch = np.empty(0, dtype=np.int32)
         arrays = (self._first, self._starts, self._tables, self._table_starts)
         self._step = _Step(
-            len(tables), heads, kv_heads, head_dim, block_size, longest, *(array.ctypes.data for array in arrays), 0,
+            len(tables),
+            heads,
+            kv_heads,
+            head_dim,
+            block_size,
+            longest,
+            *(array.ctypes.data for array in arrays),
+            0,
             self._scratch_words,
         )
 
