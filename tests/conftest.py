@@ -1,5 +1,6 @@
 """A real Redis for tests: killed, stopped and emptied at will, gone when the test ends."""
 
+import shutil
 import signal
 import subprocess
 import time
@@ -13,10 +14,13 @@ from services.local.embedded_redis import EmbeddedRedis
 
 
 class RedisServer:
-    """One server on a private unix socket; `url` stays valid over restarts, and so does its append-only file."""
+    """One server on a private unix socket; `url` stays valid over restarts, and so does its append-only file.
+    `binary`: another than that of the mesh."""
 
-    def __init__(self) -> None:
+    def __init__(self, binary: str | None = None) -> None:
         self._embedded = EmbeddedRedis()
+        if binary is not None:
+            self._embedded.command[0] = binary
         self.url = self._embedded.url
         self.directory: Path = self._embedded.directory
         self.start()
@@ -54,6 +58,23 @@ def redis_session() -> Iterator[RedisServer]:
     server = RedisServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def system_redis_session() -> Iterator[RedisServer]:
+    """The Redis that this machine's system has, which is a newer one: versions answer differently."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("this machine has no redis-server of its own")
+    server = RedisServer(binary)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def system_redis_url(system_redis_session: RedisServer) -> str:
+    system_redis_session.client().flushall()
+    return system_redis_session.url
 
 
 @pytest.fixture

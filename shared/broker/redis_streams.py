@@ -185,7 +185,7 @@ class RedisBroker:
         if now < self._reclaim_at.get(reader, 0.0):
             return []
         stream, group, consumer = reader
-        cursor, found = await self._calls.short(
+        cursor, found, *_ = await self._calls.short(  # from 7.0 on also what was deleted while pending
             self._calls.commands.xautoclaim(
                 self._key(stream), group, consumer, self._reclaim_after_ms,
                 start_id=self._reclaim_from.get(reader, NEWEST), count=limit,

@@ -48,7 +48,7 @@ class Mesh:
         return len(await self.broker.tail({stream: START}, wait_s=0, limit=100_000))
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "system_redis"])
 async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
     if request.param == "memory":
         memory = MemoryBroker(reclaim_after_s=RECLAIM_S, max_deliveries=3)
@@ -59,7 +59,7 @@ async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
         yield Mesh(memory, memory, append)
         memory.check()
         return
-    url = request.getfixturevalue("redis_url")
+    url = request.getfixturevalue(f"{request.param}_url")
     brokers = [await RedisBroker.connect(url, reclaim_after_s=RECLAIM_S, max_deliveries=3) for _ in range(2)]
     client = redis.asyncio.Redis.from_url(url)
 

@@ -12,14 +12,14 @@ from shared.broker.redis_streams import RedisBroker
 Pair = tuple[Broker, Broker]  # as two processes see it
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "system_redis"])
 async def brokers(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     if request.param == "memory":
         memory = MemoryBroker()
         yield memory, memory
         memory.check()
         return
-    url = request.getfixturevalue("redis_url")
+    url = request.getfixturevalue(f"{request.param}_url")
     first, second = await RedisBroker.connect(url), await RedisBroker.connect(url)
     yield first, second
     await first.close()
