@@ -139,3 +139,22 @@ def test_without_a_compiler_that_works_torch_computes(
         assert Kernels.find(torch.float32, head_dim=64) is None
     finally:
         kernels._loaded.cache_clear()
+
+
+def test_an_image_without_a_compiler_has_portable_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "PORTABLE", tmp_path / "portable")
+    made = build.build_portable()
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    monkeypatch.setenv("SPLITMESH_CACHE", str(tmp_path / "cache"))
+    assert build.library() in made
+    kernels._loaded.cache_clear()
+    try:
+        if "avx512_bf16" in Path("/proc/cpuinfo").read_text():
+            assert build.library().name == "bfloat16.so", "the best that this processor can have"
+            assert Kernels.find(torch.bfloat16, head_dim=64) is not None
+        assert Kernels.find(torch.float32, head_dim=64) is not None
+    finally:
+        kernels._loaded.cache_clear()
+    monkeypatch.setattr(build, "_processor", lambda: b"flags : fpu sse2")
+    with pytest.raises(NoKernels, match="No such file"):
+        build.library()
