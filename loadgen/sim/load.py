@@ -155,6 +155,7 @@ class Load:
             kv_bytes_per_token=facts.kv_bytes_per_token,
             push_threshold=0 if facts.layerwise else facts.max_model_len,
             transport="simulated",
+            transport_link="",
             transport_bandwidth_gb_s=facts.bandwidth_gb_s,
             transport_latency_ms=0.2,
             loop_lag_p99_s=0.0,

@@ -74,7 +74,7 @@ class Mesh:
         copied = (
             "service", "pid", "role_pinned", "model", "max_model_len", "queue_tokens", "queue_s", "decodes",
             "demand_blocks", "expected_output_tokens", "step_target_s", "running", "waiting", "block_size",
-            "kv_blocks_total", "kv_blocks_used", "kv_blocks_cached", "kv_blocks_leaked", "transport",
+            "kv_blocks_total", "kv_blocks_used", "kv_blocks_cached", "kv_blocks_leaked", "transport", "transport_link",
             "transport_bandwidth_gb_s", "transport_latency_ms", "link_address", "loop_lag_p99_s", "cores",
         )  # fmt: skip
         return {

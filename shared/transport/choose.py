@@ -9,23 +9,29 @@ from shared.transport.port import Transport
 from shared.transport.tcp import TcpTransport
 from shared.transport.ucx import UcxTransport
 from shared.wire import address as addresses
+from shared.wire.terms import LinkKind
 
 Wanted = Literal["auto", "ucx", "tcp"]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-async def open_transport(kind: Wanted, *, bind: str, advertise: str | None, secret: bytes) -> Transport:
-    """Listens on the host of `bind`, on a port of its own. Raises ConfigError when the wanted kind cannot work here."""
+async def open_transport(
+    kind: Wanted, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP
+) -> Transport:
+    """Listens on the host of `bind`, on a port of its own. `required`: the least that its links may be. Raises
+    ConfigError when the wanted kind cannot work here."""
     bind = _host(bind)
     advertise = None if advertise is None else _host(advertise)
     if kind != "tcp":
         try:
-            return await UcxTransport.open(bind=bind, advertise=advertise, secret=secret)
+            return await UcxTransport.open(bind=bind, advertise=advertise, secret=secret, required=required)
         except ConfigError as error:
-            if kind == "ucx":
+            if kind == "ucx" or required is not LinkKind.TCP:
                 raise
             log.warning("no UCX, the KV cache travels over plain TCP", reason=str(error))
+    if required is not LinkKind.TCP:
+        raise ConfigError(f"--transport tcp cannot be the {required} that is required", param="require_transport")
     return await TcpTransport.open(bind=bind, advertise=advertise, secret=secret)
 
 

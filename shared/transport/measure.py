@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.clock import SystemClock
-from shared.errors import PeerLost
+from shared.errors import ConfigError, PeerLost
 from shared.transport.choose import open_transport
-from shared.transport.port import Done, Endpoint, tag_of
+from shared.transport.port import HINT, Done, Endpoint, Route, tag_of
+from shared.wire import address as addresses
+from shared.wire.terms import LinkKind
 
 BULK_BYTES = 2 << 20
 BULK_MESSAGES = 8
@@ -26,22 +28,30 @@ WITHIN_S = 5.0
 class Speed:
     """bandwidth: of 2 MiB messages, several under way. latency: half a round trip of 64 bytes. per_message: the time
     that each message more takes in a row of small ones, so a transfer in n messages costs about
-    latency_s + n * per_message_s + bytes / bandwidth_bytes_per_s."""
+    latency_s + n * per_message_s + bytes / bandwidth_bytes_per_s. route: None where nobody can tell."""
 
     bandwidth_bytes_per_s: float
     latency_s: float
     per_message_s: float
+    route: Route | None
 
 
-async def measure(kind: Literal["ucx", "tcp"], *, bind: str) -> Speed:
-    """Takes a fraction of a second. Raises ConfigError where the kind cannot work, PeerLost when nothing moves."""
-    secret = secrets.token_bytes(16)
-    one = await open_transport(kind, bind=bind, advertise=None, secret=secret)
-    other = await open_transport(kind, bind=bind, advertise=None, secret=secret)
+async def measure(kind: Literal["ucx", "tcp"], *, bind: str, required: LinkKind = LinkKind.TCP) -> Speed:
+    """Takes a fraction of a second. Raises ConfigError where the kind cannot work or the link is worse than `required`,
+    PeerLost when nothing moves."""
+    bind, secret = addresses.split(bind)[0], secrets.token_bytes(16)  # any port: the given one is the worker's
+    one = await open_transport(kind, bind=bind, advertise=None, secret=secret, required=required)
+    other = await open_transport(kind, bind=bind, advertise=None, secret=secret, required=required)
+    course = None
     try:
         async with asyncio.timeout(WITHIN_S):
-            there, back = await one.endpoint(other.address), await other.endpoint(one.address)
-            return await _try(_Course(there, back))
+            course = _Course(await one.endpoint(other.address), await other.endpoint(one.address))
+            return await _try(course)
+    except PeerLost as error:
+        if course is None or course.route is None or course.route.kind.at_least(required):
+            raise
+        reason = f"--require-transport {required}: UCX moves KV by {course.route.via} here; {HINT}"
+        raise ConfigError(reason, param="require_transport") from error
     except TimeoutError as error:
         raise PeerLost(f"{kind} transport", f"a trial took longer than {WITHIN_S:.0f} s") from error
     finally:
@@ -62,6 +72,7 @@ async def _try(course: "_Course") -> Speed:
         bandwidth_bytes_per_s=BULK_MESSAGES * BULK_BYTES / bulk_s,
         latency_s=round_trips_s / ROUND_TRIPS,
         per_message_s=row_s / SMALL_MESSAGES,
+        route=course.route,
     )
 
 
@@ -72,6 +83,10 @@ class _Course:
         self._source, self._target = source, target
         self._transfers = 0
         self._now = SystemClock().now
+
+    @property
+    def route(self) -> Route | None:
+        return self._source.route or self._target.route
 
     def turn(self) -> None:
         self._source, self._target = self._target, self._source

@@ -80,6 +80,10 @@ class MemoryEndpoint:
         self._closed: str | None = None
 
     @property
+    def route(self) -> None:
+        return None
+
+    @property
     def receives_under_way(self) -> int:
         return len(self._receives)
 

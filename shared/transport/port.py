@@ -8,11 +8,15 @@ Rules (they come from UCX, and hold for every adapter):
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from shared.wire.terms import LinkKind
 
 Kind = Literal["ucx", "tcp", "memory"]
 
 MAX_PARTS = 1 << 16
+HINT = "do both workers share the IPC and PID namespaces, and see the devices? see docs/operations.md"
 
 
 def tag_of(transfer_id: int, part: int) -> int:
@@ -26,8 +30,21 @@ def tag_of(transfer_id: int, part: int) -> int:
 Done = Callable[[Exception | None], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """How bulk gets to a peer. via: means and device, such as "tcp/eth1"."""
+
+    kind: LinkKind
+    via: str
+
+
 class Endpoint(Protocol):
     """One peer, reached by the address that it sent over an authenticated link."""
+
+    @property
+    def route(self) -> Route | None:
+        """None until the first message has shown it, and where nobody can tell."""
+        ...
 
     def send(self, tag: int, data: memoryview, done: Done) -> None:
         """Start sending; the buffer must not change until `done`. Completion means "buffer reusable", not "arrived"."""

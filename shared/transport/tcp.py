@@ -10,10 +10,11 @@ import secrets
 
 from shared.errors import ConfigError, HandoffFailed, PeerLost
 from shared.ids import Address
-from shared.transport.port import Done, Kind
+from shared.transport.port import Done, Kind, Route
 from shared.transport.tcp_connection import BulkConnection, log
 from shared.wire import address as addresses
 from shared.wire.hello import INCARNATION_BYTES, NONCE_BYTES, Handshake, Hello
+from shared.wire.terms import LinkKind
 
 MAX_STRANGERS = 64
 DIAL_WITHIN_S = 2.0
@@ -29,6 +30,10 @@ class TcpEndpoint:
         self._outbound = outbound
         self._receives: dict[int, tuple[memoryview, Done]] = {}
         self._closed: str | None = None
+
+    @property
+    def route(self) -> Route:
+        return Route(kind=LinkKind.TCP, via="tcp")
 
     def send(self, tag: int, data: memoryview, done: Done) -> None:
         if self._closed is not None:

@@ -1,4 +1,4 @@
-"""Bulk transfers over UCX, driven by the event loop: no thread, no polling; the only file that knows UCXX.
+"""Bulk transfers over UCX, driven by the event loop: no thread, no polling.
 
 UCX says nothing when the other end closes or stops listening, and proves nobody's identity. So every endpoint has a
 tether: an endpoint of the TCP transport, which both sides hold as long as their UCX endpoint, and whose end ends it.
@@ -7,32 +7,29 @@ completed its request, and a request ends by completion or by the close of its e
 """
 
 import asyncio
-import ctypes
-import ipaddress
-import os
 import secrets
-import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
+import structlog
 
 from shared.clock import SystemClock
-from shared.errors import ConfigError, HandoffFailed, PeerLost
-from shared.transport.port import Done, Kind
+from shared.errors import HandoffFailed, PeerLost
+from shared.transport.port import HINT, Done, Kind, Route
 from shared.transport.tcp import TcpEndpoint, TcpTransport
+from shared.transport.ucx_lanes import route_of
+from shared.transport.ucx_library import TLS, Library, interface_of
 from shared.wire import address as addresses
+from shared.wire.terms import LinkKind
 
-UCXX_VERSION = "0.52.00"
-# Of all transports that notice a dead peer; shared memory does not.
-DEFAULT_TLS = "tcp,self"
 TETHER_TAG = 0  # no transfer has id 0
 MARK_BYTES = 16
 MAX_PROGRESS_S = 0.002
 CLOSE_WITHIN_S = 0.2
 _TETHER_SIZE = struct.Struct(">H")
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -55,6 +52,7 @@ class UcxEndpoint:
         self._ucx = ucx
         self._tether = tether
         self._closed: str | None = None
+        self.route: Route | None = None
         loop = asyncio.get_running_loop()
         ucx.set_close_callback(lambda: loop.call_soon(self.fail, "UCX lost the connection"))
         tether.receive(TETHER_TAG, memoryview(bytearray(1)), lambda error: self.fail(str(error)))
@@ -83,6 +81,16 @@ class UcxEndpoint:
         self._ucx.close_blocking()
         self._transport.cancel_orphans()
 
+    def arrived(self) -> None:
+        """A message got through, so it is known by now which way: never a worse one than was asked for."""
+        if self.route is None and self._closed is None and (route := route_of(self._ucx.handle)):
+            self.route = route
+            log.debug("kv link", via=route.via)
+            if not route.kind.at_least(self._transport.required):
+                log.error("kv link refused", via=route.via, required=self._transport.required.value, hint=HINT)
+                reason = f"its link is {route.via}, not {self._transport.required}"
+                asyncio.get_running_loop().call_soon(self.fail, reason)  # not while UCX makes progress
+
     def lost(self) -> PeerLost:
         return PeerLost("UCX peer", self._closed or "closed")
 
@@ -100,7 +108,8 @@ class UcxEndpoint:
 class UcxTransport:
     """Made by `open`."""
 
-    def __init__(self, *, library: "_Library", worker: Any, tether: TcpTransport) -> None:
+    def __init__(self, *, library: Library, worker: Any, tether: TcpTransport, required: LinkKind) -> None:
+        self.required = required
         self._library = library
         self._worker = worker
         self._tether = tether
@@ -115,15 +124,19 @@ class UcxTransport:
         self.kick()
 
     @classmethod
-    async def open(cls, *, bind: str, advertise: str | None, secret: bytes) -> "UcxTransport":
+    async def open(
+        cls, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP
+    ) -> "UcxTransport":
         """Uses the network interface that has the address `bind`, unless UCX_NET_DEVICES or UCX_TLS say otherwise.
-        Raises ConfigError when there is no UCX here."""
-        library = _Library()
+        Endpoints whose link turns out to be worse than `required` are closed. Raises ConfigError when there is no UCX
+        here."""
+        library = Library()
         host, _ = addresses.split(bind)
-        worker = library.worker(devices=_interface_of(host))
+        worker = library.worker(devices=interface_of(host), tls=TLS[required])
         return cls(
             library=library,
             worker=worker,
+            required=required,
             tether=await TcpTransport.open(bind=bind, advertise=advertise, secret=secret),
         )
 
@@ -220,51 +233,8 @@ class UcxTransport:
             return transfer.endpoint.lost()
         if transfer.mark is not None and transfer.buffer[-MARK_BYTES:] == transfer.mark:
             return HandoffFailed(f"a message was too short for a buffer of {len(transfer.buffer)} bytes")
+        transfer.endpoint.arrived()
         return None
-
-
-class _Library:
-    """The part of UCXX that is used here, loaded on first use. Raises ConfigError where it cannot work."""
-
-    def __init__(self) -> None:
-        os.environ.setdefault("UCX_LOG_FILE", "stderr")  # read when the library loads; its default is stdout
-        os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")
-        try:
-            import ucxx
-            from ucxx._lib import libucxx
-            from ucxx._lib.arr import Array
-        except (ImportError, OSError) as error:
-            raise ConfigError(f"UCX is not to be had here: {error}", param="transport") from error
-        if ucxx.__version__ != UCXX_VERSION:
-            raise ConfigError(f"UCX needs ucxx {UCXX_VERSION}, found {ucxx.__version__}", param="transport")
-        self._lib = libucxx
-        self.array: Callable[[memoryview], Any] = Array
-        self.tag: Callable[[int], Any] = libucxx.UCXXTag
-        self.error: type[Exception] = libucxx.UCXError
-        self.truncated: type[Exception] = libucxx.UCXMessageTruncatedError
-
-    def worker(self, *, devices: str) -> Any:
-        options = {"TLS": DEFAULT_TLS, "NET_DEVICES": devices}
-        options = {name: value for name, value in options.items() if f"UCX_{name}" not in os.environ}
-        try:
-            context = self._lib.UCXContext(options, (self._lib.Feature.TAG, self._lib.Feature.WAKEUP))
-            worker = self._lib.UCXWorker(context)
-            worker.init_blocking_progress_mode()
-        except (self._lib.UCXError, RuntimeError) as error:
-            raise ConfigError(f"UCX cannot use {devices}: {error}", param="bind") from error
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(worker))
-        return worker
-
-    def let_go(self, worker: Any) -> None:
-        """A worker's destructor takes in every message that nobody received, and waits for ever for one whose sender is
-        gone. So a worker is freed only if there is none, else never: not even by an interpreter that shuts down."""
-        if not worker.tag_probe(self.tag(0), self._lib.UCXXTagMask(0)).matched:
-            ctypes.pythonapi.Py_DecRef(ctypes.py_object(worker))
-
-    def endpoint(self, worker: Any, address: bytes) -> Any:
-        return self._lib.UCXEndpoint.create_from_worker_address(
-            worker, self._lib.UCXAddress.create_from_buffer(address), True
-        )
 
 
 def _split(address: bytes) -> tuple[bytes, bytes]:
@@ -276,20 +246,3 @@ def _split(address: bytes) -> tuple[bytes, bytes]:
     if len(address) <= start + size_bytes:
         raise PeerLost(repr(address[:40]), "no UCX address")
     return address[start : start + size_bytes], address[start + size_bytes :]
-
-
-def _interface_of(host: str) -> str:
-    """Name of the network interface that carries this address; "all" for every interface. Raises ConfigError."""
-    if host in addresses.EVERY_INTERFACE:
-        return "all"
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except OSError as error:
-        raise ConfigError(f"cannot bind to {host}: {error}", param="bind") from error
-    for name, configured in psutil.net_if_addrs().items():
-        for one in configured:
-            if one.family in (socket.AF_INET, socket.AF_INET6) and one.address.partition("%")[0] in found:
-                return str(name)
-    if all(ipaddress.ip_address(one).is_loopback for one in found):
-        return "lo"
-    raise ConfigError(f"no network interface here has the address {host}", param="bind")

@@ -16,7 +16,7 @@ import msgpack
 from shared.errors import BadFrame
 from shared.wire import messages
 
-VERSION = 1
+VERSION = 2  # of all messages: raised whenever the fields of one change
 MAX_FRAME_BYTES = 8 << 20
 
 type_of_tag: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(messages.Message)}

@@ -17,7 +17,8 @@ class WorkerReport:
     step_target_s: how long a step may take that has prompts and decodes. expected_output_tokens: mean of answers here;
     bounds_used: mean share of their max_tokens that they reached. role_pinned: an operator chose the home role, the
     pool manager leaves it alone. To foresee a transfer: layers, kv_bytes_per_token (of all layers), push_threshold
-    (prompt tokens from which KV goes layer by layer), and the transport's figures, where a bandwidth of 0 is not known.
+    (prompt tokens from which KV goes layer by layer), and the transport's figures, where a bandwidth of 0 is not known;
+    transport_link: the means and device that bulk takes, such as "tcp/eth1", empty if nobody can tell.
     cores: of its machine, that it computes on, such as "0-1"; empty if it is not tied to any.
     """
 
@@ -52,6 +53,7 @@ class WorkerReport:
     kv_bytes_per_token: int
     push_threshold: int
     transport: str
+    transport_link: str
     transport_bandwidth_gb_s: float
     transport_latency_ms: float
     loop_lag_p99_s: float

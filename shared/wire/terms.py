@@ -31,6 +31,19 @@ class PushMode(StrEnum):
     SERIALIZED = "serialized"
 
 
+class LinkKind(StrEnum):
+    """How KV crosses between two workers, from the slowest to the fastest."""
+
+    TCP = "tcp"
+    SHM = "shm"  # memory that two processes of one machine share
+    CUDA_IPC = "cuda_ipc"  # from GPU to GPU of one machine
+    RDMA = "rdma"
+
+    def at_least(self, other: "LinkKind") -> bool:
+        order = list(LinkKind)
+        return order.index(self) >= order.index(other)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How tokens are chosen. temperature 0 is greedy; top_k 0 and top_p 1 switch those filters off.

@@ -20,6 +20,7 @@ class WorkerOptions:
     max_num_batched_tokens: int = 2048
     tbt_target_s: float | None = None
     push_threshold: int = 0
+    transport_link: str = ""
     transport_bandwidth_gb_s: float = 0.0
     transport_latency_ms: float = 0.0
     report_every_s: float = 1.0

@@ -52,6 +52,7 @@ def report_of(worker: Worker, lag: LoopLag) -> WorkerReport:
         kv_bytes_per_token=facts.kv_bytes_per_token * facts.layers,
         push_threshold=options.push_threshold,
         transport=worker.transport.kind,
+        transport_link=options.transport_link,
         transport_bandwidth_gb_s=options.transport_bandwidth_gb_s,
         transport_latency_ms=options.transport_latency_ms,
         loop_lag_p99_s=lag.p99_s,

@@ -68,6 +68,7 @@ def report(name: str, role: Role = Role.PROMPT, **fields: Any) -> WorkerReport:
         "push_threshold": 0,
         "transport": "memory",
         "transport_bandwidth_gb_s": 1.0,
+        "transport_link": "tcp",
         "transport_latency_ms": 0.1,
         "loop_lag_p99_s": 0.0,
         "cores": "",

@@ -11,10 +11,11 @@ import pytest
 import structlog
 
 from shared.errors import ConfigError
-from shared.transport import ucx
+from shared.transport import ucx_lanes, ucx_library
 from shared.transport.choose import open_transport
 from shared.transport.measure import measure
-from shared.transport.port import MAX_PARTS, tag_of
+from shared.transport.port import MAX_PARTS, Route, tag_of
+from shared.wire.terms import LinkKind
 
 ROOT = Path(__file__).parents[2]
 SECRET = b"s"
@@ -42,7 +43,7 @@ async def test_the_links_port_is_left_to_the_links() -> None:
 
 
 async def test_without_ucx_the_fallback_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ucx, "UCXX_VERSION", "0.99.00")
+    monkeypatch.setattr(ucx_library, "UCXX_VERSION", "0.99.00")
     with structlog.testing.capture_logs() as logs:
         assert await opened_kind("auto") == "tcp"
     assert [entry["log_level"] for entry in logs] == ["warning"] and "0.99.00" in logs[0]["reason"]
@@ -65,11 +66,36 @@ async def test_a_measurement_is_quick_and_plausible(kind: Any) -> None:
     assert 1e-6 < speed.latency_s < 0.05 and 1e-7 < speed.per_message_s < 0.05
 
 
+async def test_the_way_that_kv_takes_is_known_and_a_worse_one_refused() -> None:
+    speed = await measure("ucx", bind="127.0.0.1")
+    assert speed.route is not None and (speed.route.kind, speed.route.via) == (LinkKind.TCP, "tcp/lo")
+    assert (await measure("tcp", bind="127.0.0.1:1")).route == Route(kind=LinkKind.TCP, via="tcp"), "on any port"
+    with pytest.raises(ConfigError, match="--require-transport rdma: UCX moves KV by tcp/lo here"):
+        await measure("ucx", bind="127.0.0.1", required=LinkKind.RDMA)
+    with pytest.raises(ConfigError, match="cannot be the shm that is required"):
+        await measure("tcp", bind="127.0.0.1", required=LinkKind.SHM)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "expected"),
+    [
+        ([("tcp", "eth1"), ("self", "memory")], (LinkKind.TCP, "tcp/eth1")),
+        ([("tcp", "eth1"), ("posix", "memory"), ("cma", "memory")], (LinkKind.SHM, "posix/memory")),
+        ([("cma", "memory"), ("cuda_ipc", "cuda"), ("cuda_copy", "cuda")], (LinkKind.CUDA_IPC, "cuda_ipc/cuda")),
+        ([("rc_mlx5", "mlx5_0:1"), ("tcp", "eth0")], (LinkKind.RDMA, "rc_mlx5/mlx5_0:1")),
+        ([("self", "memory")], None),
+    ],
+)
+def test_the_best_lane_says_what_a_link_is(lanes: list[tuple[str, str]], expected: tuple[LinkKind, str] | None) -> None:
+    route = ucx_lanes.best(lanes)
+    assert (route and (route.kind, route.via)) == expected
+
+
 def test_one_file_alone_knows_ucxx() -> None:
     folders = [ROOT / "shared", ROOT / "services", ROOT / "loadgen"]
     users = [path for folder in folders for path in folder.rglob("*.py") if "import ucxx" in path.read_text()]
     users += [path for folder in folders for path in folder.rglob("*.py") if "from ucxx" in path.read_text()]
-    assert {path.relative_to(ROOT).as_posix() for path in users} == {"shared/transport/ucx.py"}
+    assert {path.relative_to(ROOT).as_posix() for path in users} == {"shared/transport/ucx_library.py"}
 
 
 def test_ucxx_is_loaded_on_first_use_and_writes_nothing_to_stdout() -> None:
