@@ -53,6 +53,7 @@ class PoolManager:
             supervisor.spawn(self._presence.run(), name="presence"),
             supervisor.spawn(self._manage(), name="pools"),
         ]
+        supervisor.serving = True
         await supervisor.stopping.wait()
         for task in tasks:
             task.cancel()

@@ -44,6 +44,7 @@ class Router:
             supervisor.spawn(self._route_for_ever(supervisor), name="route"),
             supervisor.spawn(self._presence.run(), name="presence"),
         ]
+        supervisor.serving = True
         await supervisor.stopping.wait()
         await tasks[1]
         for task in tasks:

@@ -1,4 +1,5 @@
-"""The one catalogue of options: `--kv-memory 2GiB`, `SPLITMESH_KV_MEMORY=2GiB`, or `kv-memory: 2GiB` in a file.
+"""The one catalogue of options: `--kv-memory 2GiB`, `SPLITMESH_KV_MEMORY=2GiB`, or `kv-memory: 2GiB` in a file;
+secrets also as `SPLITMESH_MESH_SECRET_FILE=path`, as container engines hand them over.
 
 Precedence: command line, environment, `--config` file, default. Whatever is unknown or malformed stops the start with
 one line that names the option. A service accepts only the options that concern it; `splitmesh up` accepts all.
@@ -18,8 +19,9 @@ import yaml
 from shared.errors import ConfigError
 from shared.runtime.core_sets import core_set
 from shared.runtime.parsers import nonempty, one_of, seconds, size_bytes, whole_number
+from shared.wire.terms import LinkKind
 
-PREFIX = "SPLITMESH_"
+PREFIX, FROM_FILE = "SPLITMESH_", "_file"
 
 ALL = ("up", "gateway", "router", "prompt_worker", "token_worker", "pool_manager")
 WORKERS = ("up", "prompt_worker", "token_worker")
@@ -42,8 +44,16 @@ class Settings:
     served_model_name: str | None = option(None, "name in the API (default: the catalogue or directory name)")
     redis_url: str | None = option(None, "redis://… (default of `up`: an embedded server)")
     mesh_secret: str | None = option(None, "shared secret that authenticates links (default of `up`: a random one)")
-    bind: str = option("127.0.0.1", "address on which links and KV transports listen")
+    bind: str = option(
+        "127.0.0.1", "address on which links listen, or a name of which the own address is taken", nonempty
+    )
     advertise: str | None = option(None, "address under which others reach this process (default: --bind)")
+    kv_bind: str | None = option(None, "the same for the KV transport (default: --bind)", nonempty, WORKERS)
+    kv_advertise: str | None = option(None, "the same for the KV transport (default: --kv-bind)", nonempty, WORKERS)
+    probe_port: int | None = option(
+        None, "port on which a container engine may ask /health and /ready (the gateway answers both on its own)",
+        whole_number(1, 65535), ("router", "prompt_worker", "token_worker", "pool_manager"),
+    )  # fmt: skip
     name: str | None = option(None, "name of this process in /mesh (default: service and a number)")
     log_level: str = option("info", "debug, info, warning or error", one_of("debug", "info", "warning", "error"))
     log_format: str = option("text", "text or json", one_of("text", "json"))
@@ -68,6 +78,9 @@ class Settings:
 
     host: str = option("127.0.0.1", "address of the HTTP API", services=("up", "gateway"))
     port: int = option(8000, "port of the HTTP API (0: any free one)", whole_number(0, 65535), ("up", "gateway"))
+    published: str | None = option(
+        None, "address at which a container engine publishes the API (default: --host)", nonempty, ("gateway",)
+    )  # fmt: skip
     api_key: tuple[str, ...] = option((), "accepted bearer token; repeatable", services=("up", "gateway"), many=True)
     request_timeout_s: float = option(600.0, "deadline of a request in seconds", seconds, ("up", "gateway"))
 
@@ -125,6 +138,9 @@ class Settings:
     )
     block_size: int = option(16, "tokens per KV block", whole_number(1), WORKERS)
     transport: str = option("auto", "auto, ucx or tcp", one_of("auto", "ucx", "tcp"), WORKERS)
+    require_transport: str | None = option(
+        None, "tcp, shm, cuda_ipc or rdma: refuse to move KV over a link that is worse", one_of(*LinkKind), WORKERS
+    )  # fmt: skip
     push: str = option("auto", "auto, layerwise or serialized", one_of("auto", "layerwise", "serialized"), WORKERS)
     push_threshold: int | None = option(
         None,
@@ -189,15 +205,17 @@ def _from_command_line(
 
 
 def _from_environment(environ: Mapping[str, str], options: Mapping[str, "dataclasses.Field[Any]"]) -> dict[str, Any]:
-    """Every variable is checked; those of other services are not used."""
+    """Every variable is checked, and an empty one is not given; those of other services are not used."""
     every = {f.name: f for f in dataclasses.fields(Settings)}
     values = {}
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(PREFIX) or not text:  # compose files pass on what is not set as nothing
             continue
         name = variable.removeprefix(PREFIX).lower()
-        if name == "cache":  # read by shared.models.catalogue
+        if name == "cache":  # read by shared.cache
             continue
+        if name.endswith(FROM_FILE) and name.removesuffix(FROM_FILE) in every:
+            name, text = name.removesuffix(FROM_FILE), _secret(variable, text)
         if name not in every:
             close = difflib.get_close_matches(variable, [PREFIX + known.upper() for known in every], n=1)
             hint = f": did you mean {close[0]}?" if close else "; splitmesh up --help lists the options"
@@ -206,6 +224,16 @@ def _from_environment(environ: Mapping[str, str], options: Mapping[str, "datacla
         if name in options:
             values[name] = value
     return values
+
+
+def _secret(variable: str, path: str) -> str:
+    """The content of a file, without the line's end: so that secrets need not lie in the environment."""
+    try:
+        return Path(path).read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{variable} {path}: {getattr(error, 'strerror', None) or 'no text'}", param=variable
+        ) from error
 
 
 def _from_file(path: str, options: Mapping[str, "dataclasses.Field[Any]"]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import asyncio
 import secrets
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -13,30 +14,46 @@ from shared.errors import ConfigError, Transient
 from shared.ids import ServiceId, WorkerId
 from shared.runtime import logging
 from shared.runtime.config import Settings, parse
+from shared.runtime.probe import answer_probes
 from shared.runtime.supervise import Supervisor, run
+
+DEFAULT_SECRET = "splitmesh-default-secret"  # what compose.yaml and examples say when nothing else is said
 
 log = structlog.get_logger()
 
 Work = Callable[[Settings, Supervisor, Broker], Awaitable[None]]
 
 
-def launch(service: str, work: Work) -> int:
-    """Run `work` as this process, with a broker that answers; the exit code."""
+def launch(service: str, work: Work, *, check: Callable[[Settings], None] = lambda settings: None) -> int:
+    """Run `work` as this process, with a broker that answers; the exit code. `check` may raise ConfigError before the
+    broker is waited for."""
 
     async def start(supervisor: Supervisor) -> None:
         settings = parse(service, sys.argv[1:])
         logging.configure(level=settings.log_level, form=settings.log_format, service=settings.name or service)
         if settings.redis_url is None:
             raise ConfigError("--redis-url is missing (`splitmesh up` starts a server of its own)", param="redis_url")
-        broker = await _connect(settings.redis_url, supervisor)
-        if broker is None:
-            return
-        try:
-            await work(settings, supervisor, broker)
-        finally:
-            await broker.close()
+        check(settings)
+        async with _probed(settings, supervisor):
+            broker = await _connect(settings.redis_url, supervisor)
+            if broker is None:
+                return
+            try:
+                await work(settings, supervisor, broker)
+            finally:
+                await broker.close()
 
     return run(start)
+
+
+@asynccontextmanager
+async def _probed(settings: Settings, supervisor: Supervisor) -> AsyncIterator[None]:
+    if settings.probe_port is None:
+        yield
+        return
+    server = await answer_probes(settings.probe_port, lambda: supervisor.serving and not supervisor.stopping.is_set())
+    async with server:
+        yield
 
 
 async def _connect(url: str, supervisor: Supervisor) -> Broker | None:

@@ -25,6 +25,7 @@ class Supervisor:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self.stopping = asyncio.Event()
+        self.serving = False  # set by a service that has something to offer; see shared.runtime.probe
 
     async def __aenter__(self) -> "Supervisor":
         await self._group.__aenter__()

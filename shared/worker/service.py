@@ -34,7 +34,7 @@ async def run(worker: Worker, supervisor: Supervisor) -> None:
         spawn(compute(worker), name="compute"),
         spawn(_report_for_ever(worker, lag), name="reports"),
     ]
-    worker.state = State.READY
+    worker.state, supervisor.serving = State.READY, True
     await _report(worker, lag)
     log.info("worker ready", worker_id=worker.options.worker_id, role=worker.role.value)
     told = [spawn(_wait(event), name="told") for event in (supervisor.stopping, worker.leaving)]
@@ -52,7 +52,7 @@ async def _wait(event: asyncio.Event) -> None:
 
 
 async def _drain(worker: Worker, supervisor: Supervisor, lag: LoopLag) -> None:
-    worker.state = State.DRAINING
+    worker.state, supervisor.serving = State.DRAINING, False
     worker.token_side.draining = True
     await _report(worker, lag)
     heard_by = worker.clock.now() + LINGER_S

@@ -11,10 +11,11 @@ from shared.engine.port import Engine
 from shared.link.tcp import TcpLinks
 from shared.runtime.config import Settings
 from shared.runtime.launch import secret_of, worker_id
+from shared.runtime.own_address import own_address
 from shared.runtime.supervise import Supervisor
 from shared.transport.choose import Wanted, open_transport
 from shared.transport.measure import Speed, measure
-from shared.wire.terms import Role
+from shared.wire.terms import LinkKind, Role
 from shared.worker.opening import open_engine_thread, share_of
 from shared.worker.options import WorkerOptions
 from shared.worker.service import run
@@ -27,13 +28,18 @@ log = structlog.get_logger()
 async def start(service: str, home: Role, settings: Settings, supervisor: Supervisor, broker: Broker) -> None:
     secret, clock, share = secret_of(settings), SystemClock(), share_of(settings)
     wanted = cast(Wanted, settings.transport)  # the option's parser allows these words only
-    transport = await open_transport(wanted, bind=settings.bind, advertise=settings.advertise, secret=secret)
-    speed = await measure("ucx" if transport.kind == "ucx" else "tcp", bind=settings.bind)
+    bind = await own_address(settings.bind)
+    kv_bind = await own_address(settings.kv_bind, param="kv_bind") if settings.kv_bind else bind
+    required = LinkKind(settings.require_transport or LinkKind.TCP)
+    transport = await open_transport(
+        wanted, bind=kv_bind, advertise=_kv_advertise(settings), secret=secret, required=required
+    )
+    speed = await measure("ucx" if transport.kind == "ucx" else "tcp", bind=kv_bind, required=required)
     engine_thread = await open_engine_thread(settings, share)
     engine = engine_thread.engine
     fitter = await engine_thread.on_own_cores(lambda engine: warm(engine, clock))
     links = await TcpLinks.open(
-        bind=settings.bind, advertise=settings.advertise, secret=secret, spawn=supervisor.spawn, clock=clock
+        bind=bind, advertise=settings.advertise, secret=secret, spawn=supervisor.spawn, clock=clock
     )
     options = WorkerOptions(
         worker_id=worker_id(settings, service),
@@ -45,12 +51,14 @@ async def start(service: str, home: Role, settings: Settings, supervisor: Superv
         max_num_batched_tokens=settings.max_num_batched_tokens,
         tbt_target_s=settings.tbt_target_s,
         push_threshold=_push_threshold(settings, speed, engine),
+        transport_link=speed.route.via if speed.route else "",
         transport_bandwidth_gb_s=speed.bandwidth_bytes_per_s / 1e9,
         transport_latency_ms=speed.latency_s * 1e3,
     )
     log.info(
         "kv transport",
         kind=transport.kind,
+        link=options.transport_link,
         gb_per_s=round(options.transport_bandwidth_gb_s, 2),
         latency_ms=round(options.transport_latency_ms, 3),
         layerwise_from_tokens=options.push_threshold,
@@ -66,6 +74,10 @@ async def start(service: str, home: Role, settings: Settings, supervisor: Superv
         fitter=fitter,
     )
     await run(worker, supervisor)
+
+
+def _kv_advertise(settings: Settings) -> str | None:
+    return settings.kv_advertise or (settings.advertise if settings.kv_bind is None else None)
 
 
 def _push_threshold(settings: Settings, speed: Speed, engine: Engine) -> int:

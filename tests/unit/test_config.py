@@ -17,6 +17,19 @@ def test_the_command_line_wins_over_environment_over_file_over_default(tmp_path:
     assert settings.api_key == ("a", "b")
 
 
+def test_secrets_come_from_files_too(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("of its own\n")
+    assert parse("gateway", [], {"SPLITMESH_MESH_SECRET_FILE": str(file)}).mesh_secret == "of its own"
+    assert (
+        parse("gateway", ["--mesh-secret", "given"], {"SPLITMESH_MESH_SECRET_FILE": str(file)}).mesh_secret == "given"
+    )
+
+
+def test_an_empty_variable_is_not_given() -> None:
+    assert parse("token_worker", [], {"SPLITMESH_QUANTIZE": "", "SPLITMESH_KV_MEMORY": ""}).quantize is None
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
@@ -48,6 +61,10 @@ def test_sizes(text: str, size: int) -> None:
         ("up", ["--prompt", "3"], {}, "unknown option --prompt"),
         ("router", ["--port", "1"], {}, "unknown option --port"),
         ("up", [], {"SPLITMESH_COLOUR": "red"}, "unknown environment variable SPLITMESH_COLOUR"),
+        ("up", [], {"SPLITMESH_MESH_SECRET_FILE": "/nowhere"}, "SPLITMESH_MESH_SECRET_FILE /nowhere: No such file"),
+        ("up", [], {"SPLITMESH_CONFIG_FOLDER_FILE": "/x"}, "unknown environment variable SPLITMESH_CONFIG_FOLDER_FILE"),
+        ("router", ["--probe-port", "0"], {}, "--probe-port '0': give a whole number from 1"),
+        ("token_worker", ["--require-transport", "pigeon"], {}, "give one of tcp, shm, cuda_ipc, rdma"),
         ("up", [], {"SPLITMESH_PORT": "x"}, "SPLITMESH_PORT 'x': give a whole number"),
         ("up", ["--config", "/nowhere.yaml"], {}, "--config /nowhere.yaml: "),
     ],
