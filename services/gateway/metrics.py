@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.gateway.events import Outcome
 from services.gateway.mesh import Mesh
 from shared.wire.messages import HandedOff
 from shared.wire.reports import WorkerReport
@@ -14,7 +15,7 @@ _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5
 
 
 class Metrics:
-    """Counters start at zero with the process. Exposed under the names of docs/metrics.md."""
+    """Counters start at zero with the process. `mesh` has the workers' reports."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.registry = CollectorRegistry()
@@ -26,6 +27,8 @@ class Metrics:
         self.prefill_time = histogram("request_prefill_time_seconds", "computation of the prompt")
         self.decode_time = histogram("request_decode_time_seconds", "first to last token at the token worker")
         self.requests = counter("requests", "ended requests", "outcome")
+        for outcome in Outcome:  # a rate does not see the first event of a series that was not there
+            self.requests.labels(outcome=outcome.value)
         self.prompt_tokens = counter("prompt_tokens", "tokens of accepted prompts")
         self.generation_tokens = counter("generation_tokens", "tokens delivered")
         self.transfer_time = histogram("kv_transfer_seconds", "KV hand-off, first push to acknowledgement")
@@ -69,6 +72,12 @@ class _Workers(Collector):
             for report in reports:
                 family.add_metric([report.worker_id], read(report))
             yield family
+        roles = GaugeMetricFamily("splitmesh_worker_info", "always 1", labels=["worker", "role", "pool"])
+        for report in reports:
+            roles.add_metric([report.worker_id, report.role.value, report.pool.value], 1)
+        yield roles
+        broker = "splitmesh_broker_up", "1 while the broker answers this gateway"
+        yield GaugeMetricFamily(*broker, value=float(self._mesh.broker_answers))
         info = GaugeMetricFamily(
             "splitmesh_kv_transport_info", "always 1; bandwidth in GB/s", labels=["worker", "transport", "bandwidth"]
         )
@@ -83,6 +92,7 @@ def _usage(report: WorkerReport) -> float:
 
 _GAUGES = (
     ("num_requests_waiting", "requests whose prompt is not computed yet", lambda r: r.waiting),
+    ("prompt_tokens_waiting", "prompt tokens not computed yet", lambda r: r.queue_tokens),
     ("num_requests_running", "requests being computed", lambda r: r.running),
     ("kv_cache_usage_ratio", "used share of the KV blocks", _usage),
     ("kv_blocks_total", "KV blocks", lambda r: r.kv_blocks_total),
