@@ -249,8 +249,8 @@ def test_every_service_takes_its_options(overlay: str, tmp_path: Path) -> None:
     for name in ("prompt-worker", "token-worker"):
         cpu = _pods(overlay)[name]["spec"]["containers"][0]["resources"]["requests"]["cpu"]
         assert (started[name].kv_bind, started[name].probe_port, started[name].threads) == ("10.1.2.3", 9000, int(cpu))
-        wanted = ("cuda", "cuda_ipc") if overlay == "gpu" else ("auto", None)
-        assert (started[name].device, started[name].require_transport) == wanted
+        wanted = "cuda" if overlay == "gpu" else "auto"
+        assert started[name].device == wanted
 
 
 def test_the_model_is_fetched_into_what_the_others_read(tmp_path: Path) -> None:
