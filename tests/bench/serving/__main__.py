@@ -6,7 +6,7 @@
 start          seconds from exec until it answers, memory after the other parts, size of its KV cache
 alone          one request at a time: TTFT by length of the prompt, pace of a single stream
 streams        closed loops of 4 and 16 users: throughput, TTFT, times between tokens
-interference   what a long prompt every 4 s does to 4 running streams
+interference   what a long prompt every 4 s (--every) does to 4 running streams
 
 A round takes about two minutes a server. Prompts are token ids, drawn anew for each request and the same for all
 servers; lengths are forced, and whatever did not get exactly its tokens is counted as a fault. A peer that cannot be
@@ -69,8 +69,9 @@ def _bench(given: argparse.Namespace, console: Console) -> Bench:
     names = [contestant.name for contestant in contestants]
     if not names or len(set(names)) < len(names):
         raise ConfigError("expected at least one --peer or --mesh, with different names")
+    plan = dataclasses.replace(QUICK if given.quick else Plan(), **({"every_s": given.every} if given.every else {}))
     return Bench(
-        contestants=contestants, plan=QUICK if given.quick else Plan(), parts=given.parts, rounds=given.rounds,
+        contestants=contestants, plan=plan, parts=given.parts, rounds=given.rounds,
         keep=given.keep, start_timeout_s=given.start_timeout, seed=given.seed, console=console,
     )  # fmt: skip
 
@@ -90,6 +91,7 @@ def _options() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--start-timeout", type=float, default=300.0, metavar="S", help="seconds until it must answer")
     parser.add_argument("--seed", type=int, default=1, help="of the prompts")
+    parser.add_argument("--every", type=float, metavar="S", help="between the long prompts of `interference` (default: 4)")
     parser.add_argument("--quick", action="store_true", help="tiny, to see whether all goes well; figures mean nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every sample")
     return parser
