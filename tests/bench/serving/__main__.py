@@ -91,7 +91,7 @@ def _options() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--start-timeout", type=float, default=300.0, metavar="S", help="seconds until it must answer")
     parser.add_argument("--seed", type=int, default=1, help="of the prompts")
-    parser.add_argument("--every", type=float, metavar="S", help="between the long prompts of `interference` (default: 4)")
+    parser.add_argument("--every", type=float, metavar="S", help="between long prompts of `interference` (4)")
     parser.add_argument("--quick", action="store_true", help="tiny, to see whether all goes well; figures mean nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every sample")
     return parser
