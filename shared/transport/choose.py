@@ -17,15 +17,18 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 async def open_transport(
-    kind: Wanted, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP
-) -> Transport:
-    """Listens on the host of `bind`, on a port of its own. `required`: the least that its links may be. Raises
-    ConfigError when the wanted kind cannot work here."""
+    kind: Wanted, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP,
+    refuses: bool = True,
+) -> Transport:  # fmt: skip
+    """Listens on the host of `bind`, on a port of its own. `required`: the least that its links should be, and must be
+    if it `refuses` worse ones. Raises ConfigError when the wanted kind cannot work here."""
     bind = _host(bind)
     advertise = None if advertise is None else _host(advertise)
     if kind != "tcp":
         try:
-            return await UcxTransport.open(bind=bind, advertise=advertise, secret=secret, required=required)
+            return await UcxTransport.open(
+                bind=bind, advertise=advertise, secret=secret, required=required, refuses=refuses
+            )
         except ConfigError as error:
             if kind == "ucx" or required is not LinkKind.TCP:
                 raise

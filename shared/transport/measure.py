@@ -7,7 +7,7 @@ It is this machine's own interface: the way through library and kernel is measur
 import asyncio
 import secrets
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from shared.clock import SystemClock
 from shared.errors import ConfigError, PeerLost
@@ -40,23 +40,27 @@ async def measure(kind: Literal["ucx", "tcp"], *, bind: str, required: LinkKind 
     """Takes a fraction of a second. Raises ConfigError where the kind cannot work or the link is worse than `required`,
     PeerLost when nothing moves."""
     bind, secret = addresses.split(bind)[0], secrets.token_bytes(16)  # any port: the given one is the worker's
-    one = await open_transport(kind, bind=bind, advertise=None, secret=secret, required=required)
-    other = await open_transport(kind, bind=bind, advertise=None, secret=secret, required=required)
-    course = None
+    options: dict[str, Any] = {
+        "bind": bind,
+        "advertise": None,
+        "secret": secret,
+        "required": required,
+        "refuses": False,
+    }
+    one, other = await open_transport(kind, **options), await open_transport(kind, **options)
     try:
         async with asyncio.timeout(WITHIN_S):
-            course = _Course(await one.endpoint(other.address), await other.endpoint(one.address))
-            return await _try(course)
-    except PeerLost as error:
-        if course is None or course.route is None or course.route.kind.at_least(required):
-            raise
-        reason = f"--require-transport {required}: UCX moves KV by {course.route.via} here; {HINT}"
-        raise ConfigError(reason, param="require_transport") from error
+            there, back = await one.endpoint(other.address), await other.endpoint(one.address)
+            speed = await _try(_Course(there, back))
     except TimeoutError as error:
         raise PeerLost(f"{kind} transport", f"a trial took longer than {WITHIN_S:.0f} s") from error
     finally:
         await one.close()
         await other.close()
+    if speed.route is not None and not speed.route.kind.at_least(required):
+        reason = f"--require-transport {required}: UCX moves KV by {speed.route.via} here; {HINT}"
+        raise ConfigError(reason, param="require_transport")
+    return speed
 
 
 async def _try(course: "_Course") -> Speed:

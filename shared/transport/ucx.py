@@ -86,7 +86,7 @@ class UcxEndpoint:
         if self.route is None and self._closed is None and (route := route_of(self._ucx.handle)):
             self.route = route
             log.debug("kv link", via=route.via)
-            if not route.kind.at_least(self._transport.required):
+            if self._transport.refuses and not route.kind.at_least(self._transport.required):
                 log.error("kv link refused", via=route.via, required=self._transport.required.value, hint=HINT)
                 reason = f"its link is {route.via}, not {self._transport.required}"
                 asyncio.get_running_loop().call_soon(self.fail, reason)  # not while UCX makes progress
@@ -108,8 +108,10 @@ class UcxEndpoint:
 class UcxTransport:
     """Made by `open`."""
 
-    def __init__(self, *, library: Library, worker: Any, tether: TcpTransport, required: LinkKind) -> None:
-        self.required = required
+    def __init__(
+        self, *, library: Library, worker: Any, tether: TcpTransport, required: LinkKind, refuses: bool
+    ) -> None:
+        self.required, self.refuses = required, refuses
         self._library = library
         self._worker = worker
         self._tether = tether
@@ -125,11 +127,12 @@ class UcxTransport:
 
     @classmethod
     async def open(
-        cls, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP
-    ) -> "UcxTransport":
+        cls, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP,
+        refuses: bool = True,
+    ) -> "UcxTransport":  # fmt: skip
         """Uses the network interface that has the address `bind`, unless UCX_NET_DEVICES or UCX_TLS say otherwise.
-        Endpoints whose link turns out to be worse than `required` are closed. Raises ConfigError when there is no UCX
-        here."""
+        If it `refuses`, endpoints whose link turns out to be worse than `required` are closed. Raises ConfigError when
+        there is no UCX here."""
         library = Library()
         host, _ = addresses.split(bind)
         worker = library.worker(devices=interface_of(host), tls=TLS[required])
@@ -137,6 +140,7 @@ class UcxTransport:
             library=library,
             worker=worker,
             required=required,
+            refuses=refuses,
             tether=await TcpTransport.open(bind=bind, advertise=advertise, secret=secret),
         )
 
