@@ -42,7 +42,7 @@ RUN pip install --no-deps . && cd / && python -m shared.engine.native.build --po
 
 FROM ${BASE} AS plain
 RUN useradd --uid 10001 --home-dir /tmp --no-create-home splitmesh && install -d -o splitmesh /var/lib/splitmesh
-ENV PATH=/opt/splitmesh/bin:$PATH HOME=/tmp HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 \
+ENV PATH=/opt/splitmesh/bin:$PATH HOME=/tmp HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 \
     SPLITMESH_CACHE=/var/lib/splitmesh SPLITMESH_LOG_FORMAT=json
 WORKDIR /tmp
 USER splitmesh

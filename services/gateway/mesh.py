@@ -75,7 +75,8 @@ class Mesh:
             "service", "pid", "role_pinned", "model", "max_model_len", "queue_tokens", "queue_s", "decodes",
             "demand_blocks", "expected_output_tokens", "step_target_s", "running", "waiting", "block_size",
             "kv_blocks_total", "kv_blocks_used", "kv_blocks_cached", "kv_blocks_leaked", "transport", "transport_link",
-            "transport_bandwidth_gb_s", "transport_latency_ms", "link_address", "loop_lag_p99_s", "cores",
+            "transport_bandwidth_gb_s", "transport_latency_ms", "kv_bytes_per_token", "link_address",
+            "loop_lag_p99_s", "cores",
         )  # fmt: skip
         return {
             "id": worker_id,

@@ -214,8 +214,12 @@ def _from_environment(environ: Mapping[str, str], options: Mapping[str, "datacla
         name = variable.removeprefix(PREFIX).lower()
         if name == "cache":  # read by shared.cache
             continue
-        if name.endswith(FROM_FILE) and name.removesuffix(FROM_FILE) in every:
-            name, text = name.removesuffix(FROM_FILE), _secret(variable, text)
+        if (named := name.removesuffix(FROM_FILE)) != name and named in every and named != "config":
+            if environ.get(PREFIX + named.upper()):
+                raise ConfigError(f"both {variable} and {PREFIX}{named.upper()} are given", param=variable)
+            name, text = named, _secret(variable, text)
+            if every[name].metadata["many"]:
+                text = ",".join(text.splitlines())
         if name not in every:
             close = difflib.get_close_matches(variable, [PREFIX + known.upper() for known in every], n=1)
             hint = f": did you mean {close[0]}?" if close else "; splitmesh up --help lists the options"
@@ -229,11 +233,13 @@ def _from_environment(environ: Mapping[str, str], options: Mapping[str, "datacla
 def _secret(variable: str, path: str) -> str:
     """The content of a file, without the line's end: so that secrets need not lie in the environment."""
     try:
-        return Path(path).read_text().rstrip("\r\n")
+        text = Path(path).read_text().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{variable} {path}: {getattr(error, 'strerror', None) or 'no text'}", param=variable
-        ) from error
+        reason = getattr(error, "strerror", None) or "no text"
+        raise ConfigError(f"{variable} {path}: {reason}", param=variable) from error
+    if not text.strip():
+        raise ConfigError(f"{variable} {path}: the file is empty", param=variable)
+    return text
 
 
 def _from_file(path: str, options: Mapping[str, "dataclasses.Field[Any]"]) -> dict[str, Any]:

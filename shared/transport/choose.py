@@ -8,7 +8,6 @@ from shared.errors import ConfigError
 from shared.transport.port import Transport
 from shared.transport.tcp import TcpTransport
 from shared.transport.ucx import UcxTransport
-from shared.wire import address as addresses
 from shared.wire.terms import LinkKind
 
 Wanted = Literal["auto", "ucx", "tcp"]
@@ -20,10 +19,8 @@ async def open_transport(
     kind: Wanted, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP,
     refuses: bool = True,
 ) -> Transport:  # fmt: skip
-    """Listens on the host of `bind`, on a port of its own. `required`: the least that its links should be, and must be
-    if it `refuses` worse ones. Raises ConfigError when the wanted kind cannot work here."""
-    bind = _host(bind)
-    advertise = None if advertise is None else _host(advertise)
+    """`bind` and `advertise` are "host" or "host:port"; any free port unless given. `required`: the least that its
+    links should be, and must be if it `refuses` worse ones. Raises ConfigError where that cannot be."""
     if kind != "tcp":
         try:
             return await UcxTransport.open(
@@ -36,9 +33,3 @@ async def open_transport(
     if required is not LinkKind.TCP:
         raise ConfigError(f"--transport tcp cannot be the {required} that is required", param="require_transport")
     return await TcpTransport.open(bind=bind, advertise=advertise, secret=secret)
-
-
-def _host(text: str) -> str:
-    """The links have the port that was asked for; two listeners cannot share it."""
-    host, _ = addresses.split(text)
-    return f"[{host}]" if ":" in host else host

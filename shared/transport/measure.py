@@ -57,8 +57,9 @@ async def measure(kind: Literal["ucx", "tcp"], *, bind: str, required: LinkKind 
     finally:
         await one.close()
         await other.close()
-    if speed.route is not None and not speed.route.kind.at_least(required):
-        reason = f"--require-transport {required}: UCX moves KV by {speed.route.via} here; {HINT}"
+    if required is not LinkKind.TCP and (speed.route is None or not speed.route.kind.at_least(required)):
+        via = speed.route.via if speed.route else "nobody knows what"
+        reason = f"--require-transport {required}: UCX moves KV by {via} here; {HINT}"
         raise ConfigError(reason, param="require_transport")
     return speed
 

@@ -22,6 +22,12 @@ def split(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def without_port(text: str) -> str:
+    """Any free port of the same host."""
+    host, _ = split(text)
+    return f"[{host}]" if ":" in host else host
+
+
 def join(host: str, port: int) -> Address:
     return Address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 

@@ -15,6 +15,7 @@ from shared.runtime.own_address import own_address
 from shared.runtime.supervise import Supervisor
 from shared.transport.choose import Wanted, open_transport
 from shared.transport.measure import Speed, measure
+from shared.wire.address import without_port
 from shared.wire.terms import LinkKind, Role
 from shared.worker.opening import open_engine_thread, share_of
 from shared.worker.options import WorkerOptions
@@ -29,7 +30,7 @@ async def start(service: str, home: Role, settings: Settings, supervisor: Superv
     secret, clock, share = secret_of(settings), SystemClock(), share_of(settings)
     wanted = cast(Wanted, settings.transport)  # the option's parser allows these words only
     bind = await own_address(settings.bind)
-    kv_bind = await own_address(settings.kv_bind, param="kv_bind") if settings.kv_bind else bind
+    kv_bind = await own_address(settings.kv_bind, param="kv_bind") if settings.kv_bind else without_port(bind)
     required = LinkKind(settings.require_transport or LinkKind.TCP)
     transport = await open_transport(
         wanted, bind=kv_bind, advertise=_kv_advertise(settings), secret=secret, required=required
@@ -77,7 +78,10 @@ async def start(service: str, home: Role, settings: Settings, supervisor: Superv
 
 
 def _kv_advertise(settings: Settings) -> str | None:
-    return settings.kv_advertise or (settings.advertise if settings.kv_bind is None else None)
+    """The links keep the port that was given to them: two listeners cannot share it."""
+    if settings.kv_advertise or settings.kv_bind or settings.advertise is None:
+        return settings.kv_advertise
+    return without_port(settings.advertise)
 
 
 def _push_threshold(settings: Settings, speed: Speed, engine: Engine) -> int:

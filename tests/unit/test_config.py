@@ -26,6 +26,19 @@ def test_secrets_come_from_files_too(tmp_path: Path) -> None:
     )
 
 
+def test_a_secret_is_given_once_and_is_not_empty(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("one\ntwo\n")
+    assert parse("gateway", [], {"SPLITMESH_API_KEY_FILE": str(file)}).api_key == ("one", "two")
+    with pytest.raises(ConfigError, match="both SPLITMESH_MESH_SECRET_FILE and SPLITMESH_MESH_SECRET are given"):
+        parse("gateway", [], {"SPLITMESH_MESH_SECRET_FILE": str(file), "SPLITMESH_MESH_SECRET": "another"})
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match=r"SPLITMESH_API_KEY_FILE .*: the file is empty"):
+        parse("gateway", [], {"SPLITMESH_API_KEY_FILE": str(file)})
+    with pytest.raises(ConfigError, match="unknown environment variable SPLITMESH_CONFIG_FILE"):
+        parse("up", [], {"SPLITMESH_CONFIG_FILE": str(file)})
+
+
 def test_an_empty_variable_is_not_given() -> None:
     assert parse("token_worker", [], {"SPLITMESH_QUANTIZE": "", "SPLITMESH_KV_MEMORY": ""}).quantize is None
 

@@ -1,6 +1,6 @@
 """Which transport is chosen, how fast it says it is, and that one file alone knows UCXX."""
 
-import asyncio
+import socket
 import subprocess
 import sys
 import time
@@ -11,11 +11,14 @@ import pytest
 import structlog
 
 from shared.errors import ConfigError
+from shared.runtime.config import Settings
 from shared.transport import ucx_lanes, ucx_library
 from shared.transport.choose import open_transport
 from shared.transport.measure import measure
 from shared.transport.port import MAX_PARTS, Route, tag_of
+from shared.wire.address import without_port
 from shared.wire.terms import LinkKind
+from shared.worker.start import _kv_advertise
 
 ROOT = Path(__file__).parents[2]
 SECRET = b"s"
@@ -34,12 +37,27 @@ async def test_ucx_is_preferred_and_tcp_is_to_be_had() -> None:
     assert await opened_kind("tcp") == "tcp"
 
 
-async def test_the_links_port_is_left_to_the_links() -> None:
-    server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
-    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    assert await opened_kind("ucx", bind=address, advertise=address) == "ucx"
-    assert await opened_kind("tcp", bind=address, advertise=address) == "tcp"
-    server.close()
+@pytest.mark.parametrize("kind", ["ucx", "tcp"])
+async def test_a_port_that_is_given_is_used_and_another_advertised(kind: Any) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    transport = await open_transport(kind, bind=f"127.0.0.1:{port}", advertise="127.0.0.1:7999", secret=SECRET)
+    try:
+        assert b"127.0.0.1:7999" in transport.address
+        with pytest.raises(OSError, match="in use"), socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+    finally:
+        await transport.close()
+
+
+def test_the_links_port_is_left_to_the_links() -> None:
+    assert [without_port(text) for text in ("10.0.0.1:7000", "10.0.0.1", "[::1]:7", "mesh:1")] == [
+        "10.0.0.1", "10.0.0.1", "[::1]", "mesh",
+    ]  # fmt: skip
+    assert _kv_advertise(Settings(advertise="192.0.2.1:7000")) == "192.0.2.1"
+    assert _kv_advertise(Settings(advertise="192.0.2.1:7000", kv_bind="10.0.0.1")) is None
+    assert _kv_advertise(Settings(advertise="192.0.2.1:7000", kv_advertise="192.0.2.2:7001")) == "192.0.2.2:7001"
 
 
 async def test_without_ucx_the_fallback_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
