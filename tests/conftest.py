@@ -65,7 +65,7 @@ def system_redis_session() -> Iterator[RedisServer]:
     """The Redis that this machine's system has, which is a newer one: versions answer differently."""
     binary = shutil.which("redis-server")
     if binary is None:
-        pytest.skip("this machine has no redis-server of its own")
+        pytest.skip("no redis-server on PATH (Debian: apt-get install redis-server); the embedded one is tested anyway")
     server = RedisServer(binary)
     yield server
     server.close()

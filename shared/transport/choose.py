@@ -16,16 +16,13 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 async def open_transport(
-    kind: Wanted, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP,
-    refuses: bool = True,
-) -> Transport:  # fmt: skip
+    kind: Wanted, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP
+) -> Transport:
     """`bind` and `advertise` are "host" or "host:port"; any free port unless given. `required`: the least that its
-    links should be, and must be if it `refuses` worse ones. Raises ConfigError where that cannot be."""
+    links should be; `measure` judges. Raises ConfigError when the wanted kind cannot work here."""
     if kind != "tcp":
         try:
-            return await UcxTransport.open(
-                bind=bind, advertise=advertise, secret=secret, required=required, refuses=refuses
-            )
+            return await UcxTransport.open(bind=bind, advertise=advertise, secret=secret, required=required)
         except ConfigError as error:
             if kind == "ucx" or required is not LinkKind.TCP:
                 raise

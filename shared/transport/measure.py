@@ -7,7 +7,7 @@ It is this machine's own interface: the way through library and kernel is measur
 import asyncio
 import secrets
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from shared.clock import SystemClock
 from shared.errors import ConfigError, PeerLost
@@ -40,14 +40,8 @@ async def measure(kind: Literal["ucx", "tcp"], *, bind: str, required: LinkKind 
     """Takes a fraction of a second. Raises ConfigError where the kind cannot work or the link is worse than `required`,
     PeerLost when nothing moves."""
     bind, secret = addresses.split(bind)[0], secrets.token_bytes(16)  # any port: the given one is the worker's
-    options: dict[str, Any] = {
-        "bind": bind,
-        "advertise": None,
-        "secret": secret,
-        "required": required,
-        "refuses": False,
-    }
-    one, other = await open_transport(kind, **options), await open_transport(kind, **options)
+    one = await open_transport(kind, bind=bind, advertise=None, secret=secret, required=required)
+    other = await open_transport(kind, bind=bind, advertise=None, secret=secret, required=required)
     try:
         async with asyncio.timeout(WITHIN_S):
             there, back = await one.endpoint(other.address), await other.endpoint(one.address)

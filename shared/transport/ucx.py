@@ -82,14 +82,11 @@ class UcxEndpoint:
         self._transport.cancel_orphans()
 
     def arrived(self) -> None:
-        """A message got through, so it is known by now which way: never a worse one than was asked for."""
+        """A message got through, so it is known by now which way."""
         if self.route is None and self._closed is None and (route := route_of(self._ucx.handle)):
             self.route = route
-            log.debug("kv link", via=route.via)
-            if self._transport.refuses and not route.kind.at_least(self._transport.required):
-                log.error("kv link refused", via=route.via, required=self._transport.required.value, hint=HINT)
-                reason = f"its link is {route.via}, not {self._transport.required}"
-                asyncio.get_running_loop().call_soon(self.fail, reason)  # not while UCX makes progress
+            if not route.kind.at_least(required := self._transport.required):
+                log.warning("kv link is worse than required", via=route.via, required=required.value, hint=HINT)
 
     def lost(self) -> PeerLost:
         return PeerLost("UCX peer", self._closed or "closed")
@@ -108,10 +105,8 @@ class UcxEndpoint:
 class UcxTransport:
     """Made by `open`."""
 
-    def __init__(
-        self, *, library: Library, worker: Any, tether: TcpTransport, required: LinkKind, refuses: bool
-    ) -> None:
-        self.required, self.refuses = required, refuses
+    def __init__(self, *, library: Library, worker: Any, tether: TcpTransport, required: LinkKind) -> None:
+        self.required = required
         self._library = library
         self._worker = worker
         self._tether = tether
@@ -127,11 +122,10 @@ class UcxTransport:
 
     @classmethod
     async def open(
-        cls, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP,
-        refuses: bool = True,
-    ) -> "UcxTransport":  # fmt: skip
+        cls, *, bind: str, advertise: str | None, secret: bytes, required: LinkKind = LinkKind.TCP
+    ) -> "UcxTransport":
         """Uses the network interface that has the address `bind`, unless UCX_NET_DEVICES or UCX_TLS say otherwise.
-        If it `refuses`, endpoints whose link turns out to be worse than `required` are closed. Raises ConfigError when
+        UCX may use whatever a link that is `required` may need, and a worse one is warned of. Raises ConfigError when
         there is no UCX here."""
         library = Library()
         host, _ = addresses.split(bind)
@@ -140,7 +134,6 @@ class UcxTransport:
             library=library,
             worker=worker,
             required=required,
-            refuses=refuses,
             tether=await TcpTransport.open(bind=bind, advertise=advertise, secret=secret),
         )
 

@@ -77,7 +77,7 @@ def test_a_generated_trace_is_replayed_and_reported(mesh: RunningMesh, tmp_path:
 @pytest.mark.parametrize("name", FILES)
 def test_a_recorded_trace_is_replayed(mesh: RunningMesh, tmp_path: Path, name: str) -> None:
     if not FILES[name].is_file():
-        pytest.skip(f"the trace {FILES[name].name} is not here; python -m loadgen trace fetch gets it")
+        pytest.skip(f"the trace {FILES[name].name} is not ours to ship: python -m loadgen trace fetch gets it")
     lengths, rate = ("0.005", "2") if name == "mooncake" else ("0.1", "4")
     result = replayed(
         mesh, tmp_path, "--trace", str(FILES[name]), "--limit", "40", "--length-scale", lengths, "--rate-scale", rate

@@ -5,11 +5,7 @@ Qwen3 has norms on queries and keys, grouped heads and rotary positions; GPT-2 h
 Weights are drawn wide: narrow ones would repeat one token and prove nothing.
 """
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +14,7 @@ from typing import Any
 import pytest
 
 from shared.models.catalogue import resolve
+from tests.support.reference import generated
 from tests.support.running import RunningMesh
 
 LENGTHS = (1, 2, 5, 16, 17, 33, 64, 100, 200)
@@ -73,21 +70,11 @@ def prompts(path: Path) -> list[list[int]]:
     return [ids[n : n + length] for n, length in enumerate(LENGTHS)]
 
 
-def generated(path: Path, cases: list[list[int]], job: Path) -> list[list[int]]:
-    """What transformers says, in a process that ends before the mesh needs the cores."""
-    (job / "prompts.json").write_text(json.dumps(cases))
-    script = Path(__file__).with_name("reference.py")
-    command = [sys.executable, str(script), str(path), str(job), str(NEW_TOKENS)]
-    subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=100)
-    outputs: list[list[int]] = json.loads((job / "outputs.json").read_text())
-    return outputs
-
-
 @pytest.mark.parametrize("build", [qwen3, gpt2])
 def test_greedy_output_is_that_of_transformers(build: Callable[[], Any], tmp_path: Path) -> None:
     path = written(build, tmp_path / f"tiny-{build.__name__}")
     cases = prompts(path)
-    wanted = generated(path, cases, tmp_path)
+    wanted = generated(path, cases, NEW_TOKENS)
     assert len({token for tokens in wanted for token in tokens}) > 3 * len(cases), "the model says different things"
     with RunningMesh("--model", str(path), "--dtype", "float32", "--pools", "fixed") as mesh:
         assert mesh.model == path.name

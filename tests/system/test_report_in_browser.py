@@ -13,7 +13,9 @@ from tests.support.report_samples import sample_comparison, sample_entry, sample
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(executable() is None, reason="no chromium on PATH: pages cannot be looked at"),
+    pytest.mark.skipif(
+        executable() is None, reason="no chromium on PATH (Debian: apt-get install chromium): pages cannot be looked at"
+    ),
 ]
 
 DRAWN = "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))"

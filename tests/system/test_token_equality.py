@@ -4,8 +4,6 @@ The reference runs in this process, before the mesh starts: two cores are not sh
 bfloat16 batched and lone logits differ by more than the gap between two tokens now and then.
 """
 
-import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,7 @@ import psutil
 import pytest
 
 from shared.models.catalogue import resolve
+from tests.support.reference import generated
 from tests.support.running import RunningMesh
 
 MODEL = "smollm2-135m-instruct"
@@ -51,24 +50,11 @@ def prompts(path: Path) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], list[int]]]:
-    """(prompt, tokens that transformers generates), computed one prompt at a time, in a process of its own."""
-    import subprocess
-    import sys
-
+def reference() -> list[tuple[list[int], list[int]]]:
+    """(prompt, tokens that transformers generates)."""
     path = resolve(MODEL).path
     cases = prompts(path)
-    job = tmp_path_factory.mktemp("reference")
-    (job / "prompts.json").write_text(json.dumps(cases))
-    script = Path(__file__).with_name("reference.py")
-    subprocess.run(
-        [sys.executable, script, str(path), str(job), str(NEW_TOKENS)],
-        check=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        timeout=300,
-    )
-    outputs: list[list[int]] = json.loads((job / "outputs.json").read_text())
-    return list(zip(cases, outputs, strict=True))
+    return list(zip(cases, generated(path, cases, NEW_TOKENS), strict=True))
 
 
 @pytest.fixture(

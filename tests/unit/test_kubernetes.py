@@ -1,90 +1,25 @@
 """deploy/kubernetes: valid for Kubernetes, hardened, complete, and of options and metrics that exist."""
 
-import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 
 from services.gateway.mesh import Mesh
 from services.gateway.metrics import Metrics
 from shared.runtime.config import Settings, parse
+from tests.support.kustomize import FOLDER, Document, build, documents_in, name_of
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 VERSIONS = ("1.25", "1.37")  # of Kubernetes: the oldest that is promised, and the latest that there are schemas of
 SECRETS = "/run/secrets/splitmesh"
 POD = {"status.podIP": "10.1.2.3", "metadata.name": "a-pod"}
-MERGED_BY = {
-    "containers": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath", "ports": "containerPort",
-}  # fmt: skip
-
-Document = dict[str, Any]
-
 both = pytest.mark.parametrize("overlay", ["base", "gpu"])
 
 
-@functools.cache
-def build(overlay: str) -> tuple[Document, ...]:
-    """What `kustomize build` would make of a directory, as far as ours use it: resources, literals, patches."""
-    folder = FOLDER / overlay
-    plan = _load(folder / "kustomization.yaml")[0]
-    documents: list[Document] = []
-    for name in plan["resources"]:
-        documents += build(str(folder / name)) if (folder / name).is_dir() else _load(folder / name)
-    for generator in plan.get("configMapGenerator", []):
-        documents = _generated(documents, generator)
-    for patch in plan.get("patches", []):
-        documents = _patched(documents, _load(folder / patch["path"])[0], patch.get("target"))
-    return tuple(documents)
-
-
-def _load(path: Path) -> list[Document]:
-    return list(yaml.safe_load_all(path.read_text()))
-
-
-def _generated(documents: list[Document], generator: Document) -> list[Document]:
-    data = dict(literal.split("=", 1) for literal in generator["literals"])
-    new = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generator["name"]}, "data": data}
-    if generator.get("behavior") == "merge":
-        return _patched(documents, new, None)
-    return [*documents, new]
-
-
-def _patched(documents: list[Document], patch: Document, target: Document | None) -> list[Document]:
-    """`target` has patterns; without it the patch names its document."""
-    wanted = target or {"kind": patch["kind"], "name": patch["metadata"]["name"]}
-    meant = [
-        re.fullmatch(wanted["kind"], document["kind"]) and re.fullmatch(wanted.get("name", ".*"), _name(document))
-        for document in documents
-    ]
-    assert any(meant), f"{wanted} is nowhere"
-    change = {key: value for key, value in patch.items() if key not in ("apiVersion", "kind")}
-    change["metadata"] = {key: value for key, value in patch["metadata"].items() if key != "name"}
-    pairs = zip(documents, meant, strict=True)
-    return [_merged(document, change) if hit else document for document, hit in pairs]
-
-
-def _merged(old: Any, new: Any, field: str = "") -> Any:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return old | {key: _merged(old[key], value, key) if key in old else value for key, value in new.items()}
-    if isinstance(old, list) and field in MERGED_BY:
-        key = MERGED_BY[field]
-        more = {item[key]: item for item in new}
-        kept = [_merged(item, more.pop(item[key], {})) for item in old]
-        return [*more.values(), *kept]
-    return new
-
-
-def _name(document: Document) -> str:
-    return str(document["metadata"]["name"])
-
-
 def _of(overlay: str, *kinds: str) -> dict[str, Document]:
-    return {_name(document): document for document in build(overlay) if document["kind"] in kinds}
+    return {name_of(document): document for document in build(overlay) if document["kind"] in kinds}
 
 
 def _workloads(overlay: str) -> dict[str, Document]:
@@ -110,7 +45,7 @@ def _found(selector: Document, overlay: str) -> set[str]:
 
 def test_every_file_belongs_to_a_kustomization() -> None:
     for overlay in ("base", "gpu"):
-        plan = _load(FOLDER / overlay / "kustomization.yaml")[0]
+        plan = documents_in(FOLDER / overlay / "kustomization.yaml")[0]
         named = {"kustomization.yaml", *plan["resources"], *(patch["path"] for patch in plan["patches"])} - {"../base"}
         there = {str(path.relative_to(FOLDER / overlay)) for path in (FOLDER / overlay).rglob("*.yaml")}
         assert there == named
@@ -125,13 +60,13 @@ def test_kubernetes_knows_every_field(overlay: str, version: str) -> None:
 
 @both
 def test_nothing_is_there_twice_and_what_is_referred_to_is_there(overlay: str) -> None:
-    known = [(document["kind"], _name(document)) for document in build(overlay)]
+    known = [(document["kind"], name_of(document)) for document in build(overlay)]
     assert len(known) == len(set(known))
     claims, maps = _of(overlay, "PersistentVolumeClaim"), _of(overlay, "ConfigMap")
     for name, workload in _workloads(overlay).items():
         pod, container = workload["spec"]["template"]["spec"], workload["spec"]["template"]["spec"]["containers"][0]
         volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
-        templates = {_name(claim) for claim in workload["spec"].get("volumeClaimTemplates", [])}
+        templates = {name_of(claim) for claim in workload["spec"].get("volumeClaimTemplates", [])}
         assert {mount["name"] for mount in container["volumeMounts"]} == {*volumes, *templates}, name
         assert {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v} <= {
             *claims
@@ -278,7 +213,7 @@ def test_the_secret_that_is_asked_for_is_the_one_that_is_used() -> None:
 
 
 def test_every_image_can_be_replaced() -> None:
-    plans = {overlay: _load(FOLDER / overlay / "kustomization.yaml")[0] for overlay in ("base", "gpu")}
+    plans = {overlay: documents_in(FOLDER / overlay / "kustomization.yaml")[0] for overlay in ("base", "gpu")}
     images = {container["image"] for _, container in _containers("base")}
     assert {image["name"] for image in plans["base"]["images"]} == images
     assert {image["name"] for image in plans["gpu"]["images"]} <= images
@@ -293,7 +228,7 @@ def test_workers_of_the_overlay_have_a_gpu_each() -> None:
 @both
 def test_the_autoscalers_count_what_the_gateways_export(overlay: str) -> None:
     exported = set(re.findall(r"# TYPE (\w+)", Metrics(Mesh("m")).text().decode()))
-    rules = _load(FOLDER / "prometheus-adapter-rules.yaml")[0]["externalRules"]
+    rules = documents_in(FOLDER / "prometheus-adapter-rules.yaml")[0]["externalRules"]
     offered = {str(rule["seriesQuery"]).partition("{")[0] for rule in rules}
     scalers = _of(overlay, "HorizontalPodAutoscaler").values()
     used = {m["external"]["metric"]["name"] for scaler in scalers for m in scaler["spec"]["metrics"]}

@@ -72,7 +72,7 @@ def twin(name: str, seed: int) -> Trace:
 def real(name: str) -> Trace:
     path = REAL / FILES[name]
     if not path.is_file():
-        pytest.skip(f"{path.name} is not at hand; python -m loadgen trace fetch {name}-2023 fetches it")
+        pytest.skip(f"{path.name} is not ours to ship: python -m loadgen trace fetch {name}-2023 gets it")
     return load(str(path))
 
 

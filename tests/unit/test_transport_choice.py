@@ -88,8 +88,11 @@ async def test_the_way_that_kv_takes_is_known_and_a_worse_one_refused() -> None:
     speed = await measure("ucx", bind="127.0.0.1")
     assert speed.route is not None and (speed.route.kind, speed.route.via) == (LinkKind.TCP, "tcp/lo")
     assert (await measure("tcp", bind="127.0.0.1:1")).route == Route(kind=LinkKind.TCP, via="tcp"), "on any port"
-    with pytest.raises(ConfigError, match="--require-transport rdma: UCX moves KV by tcp/lo here"):
+    refused = pytest.raises(ConfigError, match="--require-transport rdma: UCX moves KV by tcp/lo here")
+    with structlog.testing.capture_logs() as logs, refused:
         await measure("ucx", bind="127.0.0.1", required=LinkKind.RDMA)
+    warned = {(entry["event"], entry["via"], entry["required"]) for entry in logs}
+    assert warned == {("kv link is worse than required", "tcp/lo", "rdma")}, "as with every peer later"
     with pytest.raises(ConfigError, match="cannot be the shm that is required"):
         await measure("tcp", bind="127.0.0.1", required=LinkKind.SHM)
 

@@ -23,21 +23,19 @@ class Container:
     health: str
     pid: int
     started: str
-    restarts: int
+    exit_code: int
     addresses: Mapping[str, str]  # by network
 
 
 class Stack:
-    """`settings`: variables of compose.yaml. Use as a context manager; leaving it takes everything down."""
+    """`settings`: variables of compose.yaml."""
 
     def __init__(self, project: str, settings: Mapping[str, str]) -> None:
         self.project = project
         self._environment = {**os.environ, **settings, "COMPOSE_PROJECT_NAME": project}
 
-    def __enter__(self) -> "Stack":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def take_down(self) -> None:
+        """Nothing of it is left, however far it got."""
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "30", check=False)
 
     def compose(self, *arguments: str, check: bool = True) -> str:
@@ -101,6 +99,11 @@ def packages_of(image: str) -> set[str]:
     return set(_docker("run", "--rm", "--entrypoint", "python", image, "-c", script).split())
 
 
+def compilers_in(image: str) -> str:
+    script = "command -v cc gcc clang c++ || true"
+    return _docker("run", "--rm", "--entrypoint", "sh", image, "-c", script).strip()
+
+
 def engine_runs() -> bool:
     try:
         return subprocess.run(("docker", "info"), capture_output=True, timeout=20).returncode == 0
@@ -124,7 +127,7 @@ def _container(raw: dict[str, Any]) -> Container:
         health=state.get("Health", {}).get("Status", ""),
         pid=state["Pid"],
         started=state["StartedAt"],
-        restarts=raw["RestartCount"],
+        exit_code=state["ExitCode"],
         addresses={name.partition("_")[2]: network["IPAddress"] for name, network in networks.items()},
     )
 
