@@ -7,6 +7,8 @@
 #define ROWS 4       /* heads of one KV head that are computed at a time */
 #define MOST_AHEAD 4 /* vectors of positions whose lines are asked for early */
 
+_Static_assert(LANES * MOST_AHEAD <= STRIP, "the scratch that AttentionStep allots has places for one strip more");
+
 INLINE lanes words_at(const int32_t *from, long count) { /* zeros behind */
     lanes found = {0};
     if (count >= LANES) return *(const lanes *)from;

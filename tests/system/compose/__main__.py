@@ -21,6 +21,8 @@ from tests.system.compose.clients import MODEL, Clients, client, completed
 from tests.system.compose.stack import Stack, compilers_in, engine_runs, image_sizes, packages_of
 
 PORT, STREAMS, TOKENS = 18080, 6, 24
+# While Redis is away, new requests are refused with a Retry-After; what was accepted goes on.
+BROKER_AWAY = "InternalServerError: Error code: 503 - the mesh cannot take requests now"
 URL = f"http://127.0.0.1:{PORT}"
 SETTINGS = {
     "SPLITMESH_PUBLISHED_PORT": str(PORT),
@@ -98,7 +100,8 @@ def crashes(stack: Stack) -> None:
         back_s = stack.until_healthy()
         say(f"{victim.name} killed: streams {ended}, longest gap {gap_s:.1f} s, healthy {back_s:.0f} s later")
         if service != "gateway":
-            expect(set(ended) == {"done"}, "no stream was lost")
+            allowed = {"done", BROKER_AWAY} if service == "redis" else {"done"}
+            expect(set(ended) <= allowed, "no stream was lost")
         expect(_unchanged(stack, before, but=victim.name), "no other container was restarted")
 
 
@@ -112,7 +115,7 @@ def redis_restart(stack: Stack) -> None:
         clients.until(2 * STREAMS, within_s=120)
     ended = clients.take()
     say(f"redis restarted: streams {ended}")
-    expect(set(ended) == {"done"}, "no stream was lost")
+    expect(set(ended) <= {"done", BROKER_AWAY}, "no stream was lost")
     expect(_unchanged(stack, before, but=stack.containers("redis")[0].name), "no other container was restarted")
 
 
