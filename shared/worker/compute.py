@@ -1,5 +1,6 @@
 """The loop in the middle of a worker: schedule, step, deal with the results; for ever."""
 
+import asyncio
 from dataclasses import replace
 
 import structlog
@@ -18,6 +19,8 @@ from shared.worker.worker import IDLE, Worker
 
 log = structlog.get_logger()
 
+IDLE_S = 10.0  # without work, before memory goes back: the first step after that takes milliseconds longer
+
 
 async def compute(worker: Worker) -> None:
     while True:
@@ -25,7 +28,7 @@ async def compute(worker: Worker) -> None:
         if batch is None:
             worker.wake.clear()
             worker.engine_thread.rest()
-            await worker.wake.wait()
+            await _woken(worker)
             continue
         worker.step = batch
         for piece in batch.pieces:
@@ -39,6 +42,15 @@ async def compute(worker: Worker) -> None:
             _decoded(worker, sequence, token)
         worker.outbox.flush()
         worker.feed_token(h.Ticked())
+
+
+async def _woken(worker: Worker) -> None:
+    try:
+        async with asyncio.timeout(IDLE_S):
+            await worker.wake.wait()
+    except TimeoutError:
+        await worker.engine_thread.give_back_memory()
+        await worker.wake.wait()
 
 
 # ---- the step -------------------------------------------------------------------------------------------------------

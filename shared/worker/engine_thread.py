@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from shared.engine.memory import give_back
 from shared.engine.port import Engine, Row
 from shared.errors import MeshError
 from shared.runtime.core_sets import text_of
@@ -62,6 +63,10 @@ class EngineThread:
         """No step runs, and there is nothing to compute: neighbours may have the cores."""
         if self._cores is not None:
             self._cores.rest()
+
+    async def give_back_memory(self) -> None:
+        """What steps have freed; for a time without any."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, give_back)
 
     def close(self) -> None:
         self._executor.shutdown(wait=True)

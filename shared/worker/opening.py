@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import structlog
 
 from shared.engine.choose import computes_on_cores, open_engine
-from shared.engine.memory import keep_freed, share_arena
+from shared.engine.memory import bound_products, keep_freed, share_arena
 from shared.engine.openmp import find_team
 from shared.engine.port import Engine
 from shared.models.catalogue import resolve
@@ -40,6 +40,7 @@ async def open_engine_thread(settings: Settings, share: Share) -> EngineThread:
     """Takes seconds. The thread is tied to its cores after loading only: OpenMP takes those of the thread that loads it
     for all that there are, and would not let a waiting thread spin."""
     share_arena()
+    bound_products()
     thread = executor()
     engine = await asyncio.get_running_loop().run_in_executor(thread, _open, settings, share.threads)
     keep_freed()
