@@ -61,6 +61,7 @@ chaos: model
 
 bench: model
 	$(BIN)/python -m tests.bench.idle
+	$(BIN)/python -m tests.bench.memory
 	$(BIN)/python -m tests.bench.engine
 	$(BIN)/python -m tests.bench.handoff
 	$(BIN)/python -m tests.bench.serving
