@@ -66,7 +66,7 @@ bench: model
 	$(BIN)/python -m tests.bench.handoff
 	$(BIN)/python -m tests.bench.serving
 	$(BIN)/python -m tests.bench.client
-	$(BIN)/python -m tests.bench.pools agree
+	$(BIN)/python -m tests.bench.pools agree --rounds 3
 	$(BIN)/python -m tests.bench.pools shift
 	$(BIN)/python -m tests.bench.simulator code
 	$(BIN)/python -m tests.bench.simulator speed

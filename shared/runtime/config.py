@@ -139,8 +139,11 @@ class Settings:
     block_size: int = option(16, "tokens per KV block", whole_number(1), WORKERS)
     transport: str = option("auto", "auto, ucx or tcp", one_of("auto", "ucx", "tcp"), WORKERS)
     require_transport: str | None = option(
-        None, "tcp, shm, cuda_ipc or rdma: refuse to move KV over a link that is worse", one_of(*LinkKind), WORKERS
-    )  # fmt: skip
+        None,
+        "tcp, shm, cuda_ipc or rdma: refuse to start over a worse link, warn of worse peers",
+        one_of(*LinkKind),
+        WORKERS,
+    )
     push: str = option("auto", "auto, layerwise or serialized", one_of("auto", "layerwise", "serialized"), WORKERS)
     push_threshold: int | None = option(
         None,

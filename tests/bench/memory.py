@@ -44,7 +44,7 @@ def main() -> None:
     with RunningMesh(*given.options) as mesh:
         table = Table(title=f"serving after {time.monotonic() - started_at:.1f} s; MB")
         for heading in ("", "worker", "KV pages", "beside them: resident", "proportional"):
-            table.add_column(heading, justify="right" if "p" in heading else "left")
+            table.add_column(heading, justify="left" if heading in ("", "worker") else "right")
         time.sleep(3.0)
         _add(table, mesh, "idle")
         for number in range(given.prompts):

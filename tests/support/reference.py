@@ -15,7 +15,7 @@ def generated(model_path: Path, prompts: list[list[int]], new_tokens: int) -> li
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder)
         (job / "prompts.json").write_text(json.dumps(prompts))
-        command = (sys.executable, __file__, str(model_path), folder, str(new_tokens))
+        command = (sys.executable, "-P", __file__, str(model_path), folder, str(new_tokens))
         subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=WITHIN_S)
         outputs: list[list[int]] = json.loads((job / "outputs.json").read_text())
     return outputs

@@ -22,7 +22,7 @@ NEW_TOKENS = 16
 VOCABULARY = 49152  # of the tokenizer that is borrowed
 END = 2
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 
 def qwen3() -> Any:

@@ -1,13 +1,18 @@
 """Memory of a worker's process: what prompts of ever new lengths leave behind, and what an idle worker gives back."""
 
 import asyncio
+import os
 import subprocess
 import sys
+import threading
+from collections import Counter
 
 import pytest
 
-from shared.worker import compute
-from shared.worker.engine_thread import EngineThread
+from shared.engine import memory
+from shared.runtime.config import Settings
+from shared.worker import compute, engine_thread
+from shared.worker.opening import Share, open_engine_thread
 from tests.support.mesh import LocalMesh
 
 MANY_LENGTHS = """
@@ -38,7 +43,7 @@ print(used[99], used[399])
 def test_prompts_of_ever_new_lengths_do_not_fill_the_memory() -> None:
     """Each number of rows has compiled code of its own: 400 of them took 100 MiB more than 100."""
     pytest.importorskip("torch")
-    done = subprocess.run([sys.executable, "-c", MANY_LENGTHS], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", MANY_LENGTHS], capture_output=True, text=True, timeout=100)
     if done.returncode == 77:
         pytest.skip("oneDNN and glibc are what this is about")
     assert done.returncode == 0, done.stderr
@@ -46,18 +51,38 @@ def test_prompts_of_ever_new_lengths_do_not_fill_the_memory() -> None:
     assert after_400 - after_100 < 20
 
 
-async def test_a_worker_without_work_gives_memory_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[EngineThread] = []
+async def test_the_cache_of_products_is_bounded_before_an_engine_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, set_by_user = memory._CACHES
+    monkeypatch.setenv(kept, "to be restored")
+    monkeypatch.delenv(kept)
+    monkeypatch.setenv(set_by_user, "7")
+    thread = await open_engine_thread(Settings(engine="fake"), Share((), None, None))
+    thread.close()
+    assert os.environ[kept] == str(memory._PRODUCTS_KEPT)
+    assert os.environ[set_by_user] == "7"
 
-    async def give_back_memory(thread: EngineThread) -> None:
-        given.append(thread)
+
+async def test_workers_without_work_give_memory_back_and_then_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their engine threads, once after each time of work."""
+    given: Counter[int] = Counter()
+
+    def give_back() -> None:
+        memory.give_back()
+        given[threading.get_ident()] += 1
+
+    async def until_each_gave(times: int) -> None:
+        while len(given) < 2 or min(given.values()) < times:
+            await asyncio.sleep(0.01)
 
     monkeypatch.setattr(compute, "IDLE_S", 0.05)
-    monkeypatch.setattr(EngineThread, "give_back_memory", give_back_memory)
-    async with LocalMesh() as mesh:
-        await asyncio.sleep(0.3)
-        assert len(given) == len(set(given)) == 2, "each worker, once"
+    monkeypatch.setattr(engine_thread, "give_back", give_back)
+    async with asyncio.timeout(30), LocalMesh() as mesh:
+        await until_each_gave(1)
+        before = max(given.values())
         await (await mesh.submit([1] * 50)).end()
-        await asyncio.sleep(0.3)
-        assert len(given) == 4, "and once more after work"
         await mesh.settle()
+        await until_each_gave(before + 1)
+        await asyncio.sleep(0.5)  # one that work had come between may have given once more
+        after = given.total()
+        await asyncio.sleep(0.3)
+        assert given.total() == after and threading.get_ident() not in given

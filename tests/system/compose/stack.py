@@ -100,7 +100,7 @@ def packages_of(image: str) -> set[str]:
 
 
 def compilers_in(image: str) -> str:
-    script = "command -v cc gcc clang c++ || true"
+    script = "for name in cc gcc clang c++; do command -v $name; done; true"
     return _docker("run", "--rm", "--entrypoint", "sh", image, "-c", script).strip()
 
 
