@@ -41,11 +41,11 @@ print(used[99], used[399])
 
 
 def test_prompts_of_ever_new_lengths_do_not_fill_the_memory() -> None:
-    """Each number of rows has compiled code of its own: 400 of them took 100 MiB more than 100."""
+    """Each number of rows has compiled code of its own: unbounded, 400 of them take 90 MiB more than 100."""
     pytest.importorskip("torch")
     done = subprocess.run([sys.executable, "-c", MANY_LENGTHS], capture_output=True, text=True, timeout=100)
     if done.returncode == 77:
-        pytest.skip("oneDNN and glibc are what this is about")
+        pytest.skip("torch without oneDNN keeps no products, or this C library cannot count (mallinfo2: glibc 2.33)")
     assert done.returncode == 0, done.stderr
     after_100, after_400 = map(int, done.stdout.split())
     assert after_400 - after_100 < 20
